@@ -1,0 +1,1 @@
+"""How a server process lives: settings, web base, tokens, metrics, logs, start and drain."""

@@ -1,0 +1,239 @@
+"""The web base: parse into a typed request, map errors to answers, log and count each request once."""
+
+import asyncio
+import re
+import secrets
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+import tornado.web
+
+from runtime.logs import get_log
+from runtime.metrics import CONTENT_TYPE, ServerMetrics
+from wire.api import REQUEST_ID_HEADER
+from wire.errors import (
+    BadRequest,
+    ErrorBody,
+    Forbidden,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    ShardboxError,
+    Unauthenticated,
+)
+from wire.internal import INTERNAL_CONTENT_TYPE
+from wire.keys import KeyRing
+
+_log = get_log(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_T = TypeVar("_T")
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+class InFlight:
+    """How many requests are under way, and whether the server is about to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.is_draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self) -> None:
+        """One more."""
+        self.count += 1
+        self._empty.clear()
+
+    def leave(self) -> None:
+        """One less."""
+        self.count -= 1
+        if self.count == 0:
+            self._empty.set()
+
+    async def wait_empty(self) -> None:
+        """Return once none is left."""
+        await self._empty.wait()
+
+
+def in_flight(app: tornado.web.Application) -> InFlight:
+    """The application's count of requests, kept by its handlers."""
+    found: InFlight = app.settings["in_flight"]
+    return found
+
+
+class BaseHandler(tornado.web.RequestHandler):
+    """What every handler has: request id, typed bodies, one error shape, no ETag."""
+
+    route = "unknown"
+
+    def initialize(self, *, metrics: ServerMetrics) -> None:
+        """Wired by the route table of each server."""
+        self.metrics = metrics
+        self.request_id = ""
+        self._is_counted = False
+
+    def prepare(self) -> None:
+        """Take over or draw the request id."""
+        in_flight(self.application).enter()
+        self._is_counted = True
+        given = self.request.headers.get(REQUEST_ID_HEADER, "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        self.set_header(REQUEST_ID_HEADER, self.request_id)
+
+    def set_default_headers(self) -> None:
+        """No banner, no sniffing, no caching of anything that is somebody's."""
+        self.clear_header("Server")
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        if in_flight(self.application).is_draining:
+            # The client's next request belongs on a connection to another server.
+            self.set_header("Connection", "close")
+
+    def compute_etag(self) -> None:
+        """Answers are never conditional; hashing them would be wasted."""
+
+    def body_as(self, cls: type[_T]) -> _T:
+        """The JSON body, decoded and validated.
+
+        Raises:
+            BadRequest: not JSON of this shape.
+        """
+        decoder = _decoders.get(cls)
+        if decoder is None:
+            decoder = _decoders[cls] = msgspec.json.Decoder(cls)
+        try:
+            result: _T = decoder.decode(self.request.body or b"{}")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body is not what this address takes: {error}") from error
+        return result
+
+    def answer(self, value: msgspec.Struct, status: int = 200) -> None:
+        """Finish with a JSON body."""
+        self.set_status(status)
+        self.finish(msgspec.json.encode(value))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Every failure as `{"error": …}`: domain errors as they are, Tornado's by status, others as 500."""
+        error = (kwargs.get("exc_info") or (None, None, None))[1]
+        if not isinstance(error, ShardboxError):
+            error = _from_tornado(status_code, error)
+        self.set_status(error.status)
+        if self.request_id:  # Tornado has cleared the headers
+            self.set_header(REQUEST_ID_HEADER, self.request_id)
+        if error.retry_after_s is not None:
+            self.set_header("Retry-After", str(error.retry_after_s))
+        elif error.status in (503, 507):
+            self.set_header("Retry-After", "1")
+        self.finish(msgspec.json.encode(ErrorBody(error=error.info())))
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Known errors are told by the request's own line; unknown ones get a traceback, once."""
+        if not isinstance(value, ShardboxError | tornado.web.HTTPError) and value is not None:
+            _log.error("unhandled", exc_info=(typ, value, tb))
+
+    def on_connection_close(self) -> None:
+        """The client has gone. While its body was still being read, nothing else will end the request."""
+        body = getattr(self.request, "_body_future", None)  # only handlers that stream bodies have one
+        is_cut_off = body is not None and not body.done()
+        super().on_connection_close()
+        if is_cut_off:
+            self.on_end()
+
+    def on_end(self) -> None:
+        """Called once or more when the request is over, answered or not."""
+        if self._is_counted:
+            self._is_counted = False
+            in_flight(self.application).leave()
+
+    def on_finish(self) -> None:
+        """Count the request; log it when it failed on our side."""
+        status = self.get_status()
+        elapsed_s = self.request.request_time()
+        self.metrics.requests.labels(self.route, str(status)).inc()
+        self.metrics.request_seconds.labels(self.route).observe(elapsed_s)
+        level = "warning" if status >= 500 else "debug"
+        self.on_end()
+        getattr(_log, level)("request", route=self.route, status=status, ms=round(elapsed_s * 1e3, 2))
+
+
+def _from_tornado(status_code: int, cause: BaseException | None) -> ShardboxError:
+    if status_code == 404:
+        return NotFound("there is no such address")
+    if status_code == 405:
+        return MethodNotAllowed()
+    if 400 <= status_code < 500:
+        return BadRequest(str(cause) if cause else "the request cannot be understood")
+    return InternalError("something unforeseen happened; the request id finds it in the logs")
+
+
+class InternalHandler(BaseHandler):
+    """An address for servers alone: a service credential, msgpack bodies."""
+
+    def initialize(self, *, metrics: ServerMetrics, service_keys: KeyRing) -> None:  # type: ignore[override]
+        """Wired by the route table."""
+        super().initialize(metrics=metrics)
+        self.service_keys = service_keys
+
+    def prepare(self) -> None:
+        """Refuse whoever is not a server of this cluster.
+
+        Raises:
+            Unauthenticated, Forbidden: no credential, or a user's token.
+        """
+        super().prepare()
+        header = self.request.headers.get("Authorization", "")
+        if header.lower().startswith("bearer "):
+            raise Forbidden("this address is for the cluster's own servers")
+        if not self.service_keys.accepts(header):
+            raise Unauthenticated("a service credential is needed")
+
+    def packed_as(self, cls: type[_T]) -> _T:
+        """The msgpack body, decoded and validated."""
+        try:
+            return msgspec.msgpack.decode(self.request.body, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body is not what this address takes: {error}") from error
+
+    def answer_packed(self, value: msgspec.Struct) -> None:
+        """Finish with a msgpack body."""
+        self.set_header("Content-Type", INTERNAL_CONTENT_TYPE)
+        self.finish(msgspec.msgpack.encode(value))
+
+
+class NotFoundHandler(BaseHandler):
+    """Whatever is not in the route table."""
+
+    route = "not_found"
+
+    def prepare(self) -> None:
+        """Say so.
+
+        Raises:
+            NotFound: always.
+        """
+        super().prepare()
+        raise NotFound("there is no such address")
+
+
+class HealthHandler(BaseHandler):
+    """GET /healthz: the process runs and its loop turns."""
+
+    route = "healthz"
+
+    def get(self) -> None:
+        """Answer ok."""
+        self.finish({"status": "ok"})
+
+
+class MetricsHandler(BaseHandler):
+    """GET /metrics, for Prometheus."""
+
+    route = "metrics"
+
+    def get(self) -> None:
+        """Answer the registry's text."""
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(self.metrics.expose())
