@@ -1,0 +1,5 @@
+"""`python -m metaserver`"""
+
+from metaserver.main import main
+
+main()

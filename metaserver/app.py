@@ -1,0 +1,78 @@
+"""The metaserver's route table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import tornado.web
+
+from metaserver.handlers import about, devices, files, internal
+from metaserver.services.blocks import BlockService
+from metaserver.services.devices import DeviceService
+from metaserver.services.heads import HeadService
+from metaserver.services.reads import ReadService
+from metaserver.services.writes import WriteService
+from runtime.metrics import ServerMetrics
+from runtime.tokens import TokenVerifier
+from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
+from sharding.router import Router
+from wire.keys import KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handlers call."""
+
+    metrics: ServerMetrics
+    verifier: TokenVerifier
+    service_keys: KeyRing
+    router: Router
+    writes: WriteService
+    reads: ReadService
+    devices: DeviceService
+    blocks: BlockService
+    heads: HeadService
+    urls: dict[str, list[str]]
+
+
+def make_app(parts: Parts) -> tornado.web.Application:
+    """Every address of a metaserver."""
+    plain = {"metrics": parts.metrics}
+    user = {**plain, "verifier": parts.verifier}
+    writes = {**user, "writes": parts.writes}
+    reads = {**user, "reads": parts.reads}
+    owns = {**user, "devices": parts.devices}
+    service = {**plain, "service_keys": parts.service_keys}
+    rows = {**service, "blocks": parts.blocks}
+    routes: list[tuple[str, type[tornado.web.RequestHandler], dict[str, Any]]] = [
+        ("/v1/files/batch", files.BatchHandler, writes),
+        ("/v1/files/commit", files.CommitHandler, writes),
+        ("/v1/files/create_folder", files.CreateFolderHandler, writes),
+        ("/v1/files/move", files.MoveHandler, writes),
+        ("/v1/files/delete", files.DeleteHandler, writes),
+        ("/v1/files/get_metadata", files.GetMetadataHandler, reads),
+        ("/v1/files/list_folder", files.ListFolderHandler, reads),
+        ("/v1/files/list_folder/continue", files.ListFolderContinueHandler, reads),
+        ("/v1/files/get_block_list", files.GetBlockListHandler, reads),
+        ("/v1/devices/link", devices.LinkHandler, owns),
+        ("/v1/devices/refresh", devices.RefreshHandler, owns),
+        ("/v1/devices/list", devices.ListDevicesHandler, owns),
+        ("/v1/devices/revoke", devices.RevokeHandler, owns),
+        ("/internal/blocks/begin", internal.BeginHandler, rows),
+        ("/internal/blocks/finish", internal.FinishHandler, rows),
+        ("/internal/blocks/locate", internal.LocateHandler, rows),
+        ("/internal/heads", internal.HeadsHandler, {**service, "heads": parts.heads}),
+        (
+            "/.well-known/shardbox",
+            about.DiscoveryHandler,
+            {**plain, "router": parts.router, "urls": parts.urls},
+        ),
+        ("/readyz", about.ReadyHandler, {**plain, "router": parts.router}),
+        ("/healthz", HealthHandler, plain),
+        ("/metrics", MetricsHandler, plain),
+    ]
+    return tornado.web.Application(
+        [tornado.web.url(path, handler, kwargs) for path, handler, kwargs in routes],
+        default_handler_class=NotFoundHandler,
+        default_handler_args=plain,
+        in_flight=InFlight(),
+    )

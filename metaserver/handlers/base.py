@@ -1,0 +1,42 @@
+"""What the metaserver's handlers share."""
+
+import re
+
+from runtime.metrics import ServerMetrics
+from runtime.tokens import TokenVerifier
+from runtime.web import BaseHandler
+from wire.api import IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY_CHARS
+from wire.errors import BadRequest
+from wire.internal import Caller
+
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
+
+
+class UserHandler(BaseHandler):
+    """An address for the holder of an access token."""
+
+    def initialize(self, *, metrics: ServerMetrics, verifier: TokenVerifier) -> None:  # type: ignore[override]
+        """Wired by the route table."""
+        super().initialize(metrics=metrics)
+        self._verifier = verifier
+
+    def caller(self) -> Caller:
+        """Whose token came with the request.
+
+        Raises:
+            Unauthenticated: none, expired, or not ours.
+        """
+        return self._verifier.verify(self.request.headers.get("Authorization"))
+
+    def idempotency_key(self) -> str | None:
+        """The key of a write; None if it has none.
+
+        Raises:
+            BadRequest: too long, or with characters that are not printable ASCII.
+        """
+        key = self.request.headers.get(IDEMPOTENCY_HEADER)
+        if key is not None and not _KEY.fullmatch(key):
+            raise BadRequest(
+                f"{IDEMPOTENCY_HEADER} has 1 to {MAX_IDEMPOTENCY_KEY_CHARS} printable characters"
+            )
+        return key

@@ -1,0 +1,60 @@
+"""/v1/devices/…: linking, refreshing, listing and revoking devices."""
+
+from typing import Any
+
+from metaserver.handlers.base import UserHandler
+from metaserver.services.devices import DeviceService
+from wire.api import DeviceList, Empty, LinkDevice, RefreshAccess, RevokeDevice
+
+
+class DeviceHandler(UserHandler):
+    """The base."""
+
+    def initialize(self, *, devices: DeviceService, **rest: Any) -> None:  # type: ignore[override]
+        """Wired by the route table."""
+        super().initialize(**rest)
+        self._devices = devices
+
+
+class LinkHandler(DeviceHandler):
+    """POST /v1/devices/link, without a token"""
+
+    route = "devices/link"
+
+    async def post(self) -> None:
+        """Use a link code up."""
+        self.answer(await self._devices.link(self.body_as(LinkDevice)))
+
+
+class RefreshHandler(DeviceHandler):
+    """POST /v1/devices/refresh, without an access token"""
+
+    route = "devices/refresh"
+
+    async def post(self) -> None:
+        """A new access token."""
+        self.answer(await self._devices.refresh(self.body_as(RefreshAccess)))
+
+
+class ListDevicesHandler(DeviceHandler):
+    """POST /v1/devices/list"""
+
+    route = "devices/list"
+
+    async def post(self) -> None:
+        """The devices of the caller's account."""
+        caller = self.caller()
+        self.body_as(Empty)
+        self.answer(DeviceList(await self._devices.list_own(caller)))
+
+
+class RevokeHandler(DeviceHandler):
+    """POST /v1/devices/revoke"""
+
+    route = "devices/revoke"
+
+    async def post(self) -> None:
+        """Unlink the calling device or another of its account."""
+        caller = self.caller()
+        await self._devices.revoke_own(caller, self.body_as(RevokeDevice).device_id)
+        self.answer(Empty())

@@ -1,0 +1,68 @@
+"""Wiring: builds all objects of a metaserver and passes them to one another."""
+
+from contextlib import AsyncExitStack
+
+import tornado.web
+
+from metaserver.app import Parts, make_app
+from metaserver.services.access import AccessService
+from metaserver.services.blocks import BlockService
+from metaserver.services.devices import DeviceService
+from metaserver.services.heads import HeadService
+from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.reads import ReadService
+from metaserver.services.relay import Relay
+from metaserver.services.writes import WriteService
+from metaserver.settings import MetaserverSettings
+from runtime.metrics import ServerMetrics
+from runtime.process import run_server
+from runtime.rpc import ServiceClient
+from runtime.settings import read_ring
+from runtime.tokens import TokenIssuer, TokenVerifier
+from sharding.router import Router
+from sharding.tx import Transactions
+from wire.api import MAX_BODY_BYTES
+
+
+async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
+    """A metaserver's application, its background work begun."""
+    metrics = ServerMetrics()
+    service_keys = read_ring(settings.service_keys_file)
+    token_keys = settings.token_keys_file.read_bytes()
+    router = Router(settings.directory_dsn, settings.map_file, "metaserver")
+    stack.push_async_callback(router.close)
+    await router.open()
+    transactions = Transactions(router, metrics.registry)
+    access = AccessService(transactions)
+    client = await stack.enter_async_context(ServiceClient(settings.notifserver_urls, service_keys))
+    publisher = Publisher(settings.notifserver_urls, client)
+    hints = HintQueue(publisher)
+    hints.start()
+    stack.push_async_callback(hints.stop)
+    relay = Relay(transactions, publisher)
+    relay.start()
+    stack.push_async_callback(relay.stop)
+    return make_app(
+        Parts(
+            metrics=metrics,
+            verifier=TokenVerifier(token_keys),
+            service_keys=service_keys,
+            router=router,
+            writes=WriteService(transactions, access, hints),
+            reads=ReadService(transactions, access, read_ring(settings.cursor_keys_file)),
+            devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
+            blocks=BlockService(transactions, access),
+            heads=HeadService(router),
+            urls={
+                "metaservers": settings.metaserver_urls,
+                "blockservers": settings.blockserver_urls,
+                "notifservers": settings.notifserver_urls,
+            },
+        )
+    )
+
+
+def main() -> None:
+    """Run a metaserver until it is told to stop."""
+    settings = MetaserverSettings()  # pyright: ignore[reportCallIssue]
+    run_server("metaserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)

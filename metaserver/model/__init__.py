@@ -1,0 +1,1 @@
+"""Pure and synchronous: the hard rules."""

@@ -1,0 +1,1 @@
+"""Use cases: access, transactions, the order of steps."""

@@ -1,0 +1,100 @@
+"""The one place that decides who may do what."""
+
+import time
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from metaserver.model.rows import Level
+from metaserver.storage.accounts import STANDING, AccountState, standing_params
+from sharding.tx import Transactions
+from wire.errors import DeviceRevoked, Forbidden, MalformedId, NotFound, Unauthenticated
+from wire.ids import AccountId, DeviceId, NsId, root_ns_of_account, root_ns_of_device
+from wire.internal import Caller
+
+STANDING_TTL_S = 4.0
+"""How long an account's and device's standing is believed. A revocation must hold everywhere within 10 s;
+the rest is for a read that is itself slow."""
+_MAX_REMEMBERED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who acts: an account in good standing, on one of its devices."""
+
+    account_id: AccountId
+    device_id: DeviceId
+    root_ns: NsId
+    display_name: str
+
+
+class AccessService:
+    """Standing of accounts and devices, and rights in namespaces."""
+
+    def __init__(self, transactions: Transactions):
+        self._tx = transactions
+        self._remembered: dict[Caller, tuple[float, Who]] = {}
+
+    async def identify(self, caller: Caller) -> Who:
+        """The holder of a verified token, if the account is enabled and the device linked.
+
+        Raises:
+            DeviceRevoked: the device was unlinked, or the account disabled.
+            Unauthenticated: the token names nobody.
+        """
+        known = self._remembered.get(caller)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        self._remembered.pop(caller, None)
+        # The clock starts before the read: what is read then is at most this old.
+        expires = time.monotonic() + STANDING_TTL_S
+        who = await self._read_standing(caller)
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[caller] = (expires, who)
+        return who
+
+    def forget(self, caller: Caller) -> None:
+        """Look again next time: this process has just changed the caller's standing."""
+        self._remembered.pop(caller, None)
+
+    async def _read_standing(self, caller: Caller) -> Who:
+        try:
+            root_ns = root_ns_of_account(caller.account_id)
+            if root_ns_of_device(caller.device_id) != root_ns:
+                raise Unauthenticated("the token's device is not its account's")
+        except MalformedId as error:
+            raise Unauthenticated("the token names nobody") from error
+        params = standing_params(caller.device_id, root_ns, caller.account_id)
+        try:
+            rows = await self._tx.run_read(root_ns, "read_standing", sql.SQL(STANDING), params)
+        except NotFound as error:
+            raise Unauthenticated("the token names nobody") from error
+        if not rows:
+            raise Unauthenticated("the token names nobody")
+        state, display_name, is_revoked, is_linked = rows[0]
+        if state != AccountState.ACTIVE or is_revoked or not is_linked:
+            raise DeviceRevoked()
+        return Who(caller.account_id, caller.device_id, root_ns, display_name)
+
+
+def require_read(level: Level | None) -> None:
+    """Any member reads.
+
+    Raises:
+        NotFound: a stranger does not learn whether the namespace exists.
+    """
+    if level is None:
+        raise NotFound()
+
+
+def require_write(level: Level | None) -> None:
+    """Owners and editors write.
+
+    Raises:
+        NotFound: a stranger.
+        Forbidden: a viewer.
+    """
+    require_read(level)
+    if level is not None and not level.can_write:
+        raise Forbidden("you may read here, not write")

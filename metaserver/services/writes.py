@@ -1,0 +1,218 @@
+"""Writing to a namespace: a batch of operations, one transaction, a verdict each."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import msgspec
+
+from metaserver.model.present import present_entry
+from metaserver.model.requests import parse_operation
+from metaserver.model.rows import RevTimes
+from metaserver.model.tree import NeedRows, TreeView, Walk, walk_of
+from metaserver.model.write import Batch, CommitRequest, MoveRequest, Outcome, Request, Start
+from metaserver.services.access import AccessService, Who, require_write
+from metaserver.services.hints import HintQueue
+from metaserver.storage.block_rows import find_ready_sizes
+from metaserver.storage.journal import Append, KeepAnswer, append_journal
+from metaserver.storage.namespaces import find_for_write
+from metaserver.storage.revs import list_times
+from metaserver.storage.tree import list_changed, list_rows
+from runtime.clock import now_us
+from sharding.pool import Connection
+from sharding.tx import Transactions, Tx
+from wire import faults
+from wire.api import MAX_BATCH_ENTRIES, BatchResult, Operation, Verdict
+from wire.errors import BadRequest, IdempotencyMismatch, NotFound, ShardboxError, TooManyEntries
+from wire.ids import EntryId, Jid, NsId, pack_device_id
+from wire.internal import Caller
+
+OPERATIONS_PER_TURN = 20
+"""Between so many operations other requests get their turn: an autorename looks at up to 999 names, 2 ms."""
+
+faults.declare("metaserver.writes.planned", "metaserver.writes.written", "metaserver.writes.committed")
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A parsed batch: what each operation asks, or why it cannot even be asked."""
+
+    ns_id: NsId
+    parsed: Sequence[Request | ShardboxError]
+    digest: bytes
+    key: str | None
+
+
+class WriteService:
+    """The write side of a namespace's tree."""
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        access: AccessService,
+        hints: HintQueue,
+        clock: Callable[[], int] = now_us,
+    ):
+        self._tx = transactions
+        self._access = access
+        self._hints = hints
+        self._clock = clock
+
+    async def write_batch(
+        self, caller: Caller, operations: Sequence[Operation], key: str | None
+    ) -> BatchResult:
+        """The verdicts of up to 1,000 operations, durable when this returns.
+
+        Args:
+            caller: Whose token it is.
+            operations: All on one namespace.
+            key: Idempotency key: a repeat gets the first answer, and does nothing.
+
+        Raises:
+            TooManyEntries, BadRequest: none, too many, or in several namespaces.
+            IdempotencyMismatch: the key was used with another request.
+            NotFound, Forbidden: no right to write there.
+        """
+        if not 1 <= len(operations) <= MAX_BATCH_ENTRIES:
+            raise TooManyEntries(f"a batch has 1 to {MAX_BATCH_ENTRIES} entries")
+        who = await self._access.identify(caller)
+        write = parse_write(operations, who, key)
+
+        async def in_tx(tx: Tx) -> BatchResult:
+            return await self._write(tx, who, write)
+
+        result = await self._tx.run_tx([write.ns_id], "write_batch", in_tx)
+        faults.fault_point("metaserver.writes.committed")
+        self._hints.put(write.ns_id, Jid(result.head))
+        return result
+
+    async def _write(self, tx: Tx, who: Who, write: Write) -> BatchResult:
+        found = await find_for_write(tx.conn, write.ns_id, who.account_id, write.key)
+        if found is None:
+            raise NotFound()
+        row, kept = found
+        require_write(row.level)
+        if kept is not None:
+            if kept.digest != write.digest:
+                raise IdempotencyMismatch()
+            return msgspec.msgpack.decode(kept.answer, type=BatchResult)
+        requests = [parsed for parsed in write.parsed if not isinstance(parsed, ShardboxError)]
+        view = await load_view(tx.conn, write.ns_id, requests)
+        blocks = {block for r in requests if isinstance(r, CommitRequest) for block in r.blocks}
+        ready = await find_ready_sizes(tx.conn, write.ns_id, blocks)
+        batch = Batch(Start(write.ns_id, row.head, row.next_entry_id, who.display_name), view, ready)
+        outcomes: list[Outcome | ShardboxError] = []
+        for number, parsed in enumerate(write.parsed):
+            if number % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1:
+                await asyncio.sleep(0)
+            if isinstance(parsed, ShardboxError):
+                outcomes.append(parsed)
+            else:
+                outcomes.append(await apply_request(tx.conn, write.ns_id, batch, view, parsed))
+        faults.fault_point("metaserver.writes.planned")
+        at_us = max(self._clock(), row.modified_us)
+        verdicts = await present_outcomes(tx.conn, write.ns_id, batch, outcomes, at_us)
+        result = BatchResult(verdicts, batch.head)
+        if batch.rows:  # a request that changed nothing leaves nothing, no idempotency row either
+            device = pack_device_id(who.device_id)
+            add = Append(
+                write.ns_id,
+                batch.head,
+                batch.next_entry_id,
+                at_us,
+                device,
+                batch.rows,
+                batch.written,
+                batch.created,
+            )
+            await append_journal(tx.conn, add, _keep_of(who, write, result))
+            faults.fault_point("metaserver.writes.written")
+        return result
+
+
+def parse_write(operations: Sequence[Operation], who: Who, key: str | None) -> Write:
+    """The operations as requests; one that cannot be understood keeps its error for its verdict."""
+    parsed: list[Request | ShardboxError] = []
+    ns_ids: set[NsId] = set()
+    for operation in operations:
+        try:
+            ns_id, request = parse_operation(operation, who.root_ns)
+        except ShardboxError as error:
+            parsed.append(error)
+        else:
+            ns_ids.add(ns_id)
+            parsed.append(request)
+    if len(ns_ids) > 1:
+        raise BadRequest("the operations of one batch lie in one namespace")
+    # The decoded form has one spelling, and nothing of the request is left out.
+    digest = sha256(msgspec.msgpack.encode(list(operations))).digest()
+    return Write(ns_ids.pop() if ns_ids else who.root_ns, parsed, digest, key)
+
+
+async def load_view(conn: Connection, ns_id: NsId, requests: Sequence[Request]) -> TreeView:
+    """What the requests name, in one round trip; what only turns out to be needed is loaded on demand."""
+    ids: set[EntryId] = set()
+    walks: set[Walk] = set()
+    for request in requests:
+        targets = [request.source, request.target] if isinstance(request, MoveRequest) else [request.target]
+        for target in targets:
+            ids.add(target.anchor)
+            if target.names:
+                walks.add(walk_of(target.anchor, target.names))
+    view = TreeView()
+    rows = await list_rows(conn, ns_id, sorted(ids), sorted(walks, key=lambda w: (w.anchor, w.keys)))
+    view.load(rows, ids=ids, walks=walks)
+    return view
+
+
+async def apply_request(
+    conn: Connection, ns_id: NsId, batch: Batch, view: TreeView, request: Request
+) -> Outcome | ShardboxError:
+    """What became of one operation, loading what it turns out to need."""
+    while True:
+        try:
+            return batch.apply(request)
+        except NeedRows as need:
+            if need.changed_after is not None:
+                view.load_changed(need.changed_after, await list_changed(conn, ns_id, need.changed_after))
+            else:
+                rows = await list_rows(conn, ns_id, need.ids, need.walks)
+                view.load(rows, ids=need.ids, walks=need.walks)
+        except ShardboxError as error:
+            return error
+
+
+async def present_outcomes(
+    conn: Connection,
+    ns_id: NsId,
+    batch: Batch,
+    outcomes: Sequence[Outcome | ShardboxError],
+    at_us: int,
+) -> list[Verdict]:
+    """The verdicts, files with the times of their revs."""
+    times = {row.jid: RevTimes(row.content.client_modified_us, at_us) for row in batch.rows if row.content}
+    entries = [outcome.entry for outcome in outcomes if isinstance(outcome, Outcome)]
+    older = {entry.rev_jid for entry in entries if entry.rev_jid and entry.rev_jid not in times}
+    if older:
+        times |= await list_times(conn, ns_id, older)
+    return [
+        Verdict(error=outcome.info())
+        if isinstance(outcome, ShardboxError)
+        else Verdict(
+            metadata=present_entry(
+                ns_id,
+                outcome.entry,
+                path=outcome.path,
+                times=times[outcome.entry.rev_jid] if outcome.entry.rev_jid else None,
+            ),
+            changed=outcome.is_changed,
+        )
+        for outcome in outcomes
+    ]
+
+
+def _keep_of(who: Who, write: Write, result: BatchResult) -> KeepAnswer | None:
+    if write.key is None:
+        return None
+    return KeepAnswer(who.account_id, write.key, write.digest, msgspec.msgpack.encode(result))

@@ -1,0 +1,24 @@
+"""Settings of a metaserver."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from runtime.settings import ServerSettings, UrlList
+
+
+class MetaserverSettings(ServerSettings):
+    """Environment variables SHARDBOX_…; the URLs are what clients are told."""
+
+    directory_dsn: str
+    """The directory, without a password: libpq finds that by PGPASSFILE."""
+    token_keys_file: Path
+    """Private JSON Web Key Set of the access tokens; the first key signs."""
+    cursor_keys_file: Path
+    """Key ring of the cursors; the first key signs."""
+    map_file: Path | None = None
+    """Where the last shard map is kept, for a start without the directory."""
+    metaserver_urls: UrlList = Field(default_factory=list)
+    blockserver_urls: UrlList = Field(default_factory=list)
+    notifserver_urls: UrlList = Field(default_factory=list)
+    """Also told of every commit."""
