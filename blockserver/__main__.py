@@ -1,0 +1,5 @@
+"""`python -m blockserver`."""
+
+from blockserver.main import main
+
+main()

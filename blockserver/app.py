@@ -1,0 +1,57 @@
+"""The blockserver's route table."""
+
+from dataclasses import dataclass
+
+import tornado.web
+
+from blockserver.handlers.blocks import BlockHandler, GetPackHandler, MissingHandler, PutPackHandler
+from blockserver.handlers.ready import ReadyHandler
+from blockserver.model.budget import ByteBudget
+from blockserver.services.download import DownloadService
+from blockserver.services.metrics import BlockMetrics
+from blockserver.services.upload import UploadService
+from blockserver.storage.backend import Backend
+from runtime.metrics import ServerMetrics
+from runtime.tokens import TokenVerifier
+from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handlers are wired with."""
+
+    metrics: ServerMetrics
+    block_metrics: BlockMetrics
+    verifier: TokenVerifier
+    backend: Backend
+    uploads: UploadService
+    downloads: DownloadService
+    upload_budget: ByteBudget
+    download_budget: ByteBudget
+
+
+def make_app(parts: Parts) -> tornado.web.Application:
+    """The application."""
+    base = {"metrics": parts.metrics}
+    body = base | {"verifier": parts.verifier, "budget": parts.upload_budget}
+    reads = {"downloads": parts.downloads}
+    sends = reads | {"read_budget": parts.download_budget}
+    writes = {"uploads": parts.uploads}
+    return tornado.web.Application(
+        [
+            (r"/v1/blocks/missing", MissingHandler, body | reads),
+            (r"/v1/blocks/put_pack", PutPackHandler, body | writes),
+            (r"/v1/blocks/get_pack", GetPackHandler, body | sends),
+            (r"/v1/blocks/([^/]+)", BlockHandler, body | sends | writes),
+            (r"/healthz", HealthHandler, base),
+            (
+                r"/readyz",
+                ReadyHandler,
+                base | {"backend": parts.backend, "block_metrics": parts.block_metrics},
+            ),
+            (r"/metrics", MetricsHandler, base),
+        ],
+        default_handler_class=NotFoundHandler,
+        default_handler_args=base,
+        in_flight=InFlight(),
+    )

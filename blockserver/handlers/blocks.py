@@ -1,0 +1,235 @@
+"""The block API (routes and bodies: wire/blocks.py)."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import tornado.iostream
+import tornado.web
+from tornado.http1connection import HTTP1Connection
+
+from blockserver.handlers.base import BodyHandler, CallerHandler
+from blockserver.model.budget import ByteBudget
+from blockserver.model.packs import MAX_UPLOAD_BYTES, PlannedFrame, parse_upload
+from blockserver.model.ranges import parse_range
+from blockserver.services.download import READ_AHEAD_BYTES, DownloadService
+from blockserver.services.upload import UploadService
+from runtime.metrics import ServerMetrics
+from runtime.tokens import TokenVerifier
+from wire.blocks import (
+    MAX_MISSING_HASHES,
+    MAX_PACK_BLOCKS,
+    PACK_CONTENT_TYPE,
+    GetPack,
+    MissingBlocks,
+    MissingResult,
+    PutPackResult,
+    format_frame_head,
+)
+from wire.errors import RangeNotSatisfiable, TooManyEntries, error_from_info
+from wire.hashes import BLOCK_BYTES, BlockHash, parse_hash
+from wire.ids import parse_ns_id
+
+WRITE_BYTES = 2**20
+"""What is handed to a connection at a time; the next piece waits until the client has taken it."""
+STALL_TIMEOUT_S = 60.0
+"""A client that takes less than 1 MiB in a minute is hung up on: it holds memory that others wait for."""
+_MAX_JSON_BYTES = 2**20
+"""10,000 hashes are 670 kB."""
+
+
+class _SendingHandler(CallerHandler):
+    """Sends large answers in pieces."""
+
+    async def send(self, piece: bytearray | memoryview) -> None:
+        """Hand a piece over and wait until it is on its way.
+
+        Raises:
+            tornado.web.Finish: the client has gone or does not read.
+        """
+        self.write(bytes(piece))
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                await self.flush()
+        except (TimeoutError, tornado.iostream.StreamClosedError):
+            cast(HTTP1Connection, self.request.connection).close()
+            raise tornado.web.Finish from None
+
+
+class BlockHandler(BodyHandler, _SendingHandler):
+    """One block: PUT and GET /v1/blocks/<hash>?ns=<ns_id>."""
+
+    route = "block"
+    limit_bytes: ClassVar[int] = BLOCK_BYTES
+
+    def initialize(  # type: ignore[override]
+        self,
+        *,
+        metrics: ServerMetrics,
+        verifier: TokenVerifier,
+        budget: ByteBudget,
+        read_budget: ByteBudget,
+        uploads: UploadService,
+        downloads: DownloadService,
+    ) -> None:
+        """Wired by the route table."""
+        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        self.read_budget = read_budget
+        self.uploads = uploads
+        self.downloads = downloads
+        self._size_told: int | None = None
+
+    def check_head(self) -> None:
+        """Hash and namespace are well formed."""
+        self.hash = parse_hash(self.path_args[0])
+        self.ns_id = self.ns_argument()
+
+    async def put(self, _hash: str) -> None:
+        """Take a block in: PutVerdict, or the error that it carries."""
+        self.check_refusal()
+        verdict = await self.uploads.put_block(self.caller, self.ns_id, self.hash, self.body)
+        if verdict.error is not None:
+            raise error_from_info(verdict.error, status=500)
+        self.answer(verdict)
+
+    async def get(self, _hash: str) -> None:
+        """Hand a block out, whole or one range of it."""
+        self.check_refusal()
+        place = await self.downloads.get_place(self.caller, self.ns_id, self.hash)
+        etag = f'"{self.hash.hex()}"'
+        if_range = self.request.headers.get("If-Range")
+        wanted = self.request.headers.get("Range") if if_range in (None, etag) else None
+        try:
+            part = parse_range(wanted, place.size)
+        except RangeNotSatisfiable:
+            self._size_told = place.size
+            raise
+        with self.read_budget.take(place.size):
+            view = memoryview(await self.downloads.read_block(self.hash, place))
+            if part is not None:
+                view = view[part.start : part.end]
+                self.set_status(206)
+                self.set_header("Content-Range", part.format_content_range(place.size))
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("Content-Length", str(len(view)))
+            self.set_header("Accept-Ranges", "bytes")
+            self.set_header("ETag", etag)
+            for at in range(0, len(view), WRITE_BYTES):
+                await self.send(view[at : at + WRITE_BYTES])
+            self.finish()
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """The error; for a range beyond the end, with the block's size."""
+        if self._size_told is not None:
+            self.set_header("Content-Range", f"bytes */{self._size_told}")
+        super().write_error(status_code, **kwargs)
+
+
+class MissingHandler(BodyHandler):
+    """POST /v1/blocks/missing: MissingBlocks -> MissingResult."""
+
+    route = "blocks_missing"
+    limit_bytes: ClassVar[int] = _MAX_JSON_BYTES
+
+    def initialize(  # type: ignore[override]
+        self,
+        *,
+        metrics: ServerMetrics,
+        verifier: TokenVerifier,
+        budget: ByteBudget,
+        downloads: DownloadService,
+    ) -> None:
+        """Wired by the route table."""
+        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        self.downloads = downloads
+
+    async def post(self) -> None:
+        """Say what the namespace has not got."""
+        request = self.json_as(MissingBlocks)
+        hashes = _parse_hashes(request.hashes, MAX_MISSING_HASHES)
+        missing = await self.downloads.list_missing(self.caller, parse_ns_id(request.ns_id), hashes)
+        self.answer(MissingResult([name.hex() for name in missing]))
+
+
+class PutPackHandler(BodyHandler):
+    """POST /v1/blocks/put_pack?ns=<ns_id>: a pack -> PutPackResult."""
+
+    route = "blocks_put_pack"
+    limit_bytes: ClassVar[int] = MAX_UPLOAD_BYTES
+
+    def initialize(  # type: ignore[override]
+        self,
+        *,
+        metrics: ServerMetrics,
+        verifier: TokenVerifier,
+        budget: ByteBudget,
+        uploads: UploadService,
+    ) -> None:
+        """Wired by the route table."""
+        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        self.uploads = uploads
+
+    def check_head(self) -> None:
+        """The namespace is well formed."""
+        self.ns_id = self.ns_argument()
+
+    async def post(self) -> None:
+        """Take the blocks in, each with its verdict."""
+        self.check_refusal()
+        frames = parse_upload(self.body)
+        self.answer(PutPackResult(await self.uploads.put_pack(self.caller, self.ns_id, frames)))
+
+
+class GetPackHandler(BodyHandler, _SendingHandler):
+    """POST /v1/blocks/get_pack: GetPack -> a pack."""
+
+    route = "blocks_get_pack"
+    limit_bytes: ClassVar[int] = _MAX_JSON_BYTES
+
+    def initialize(  # type: ignore[override]
+        self,
+        *,
+        metrics: ServerMetrics,
+        verifier: TokenVerifier,
+        budget: ByteBudget,
+        read_budget: ByteBudget,
+        downloads: DownloadService,
+    ) -> None:
+        """Wired by the route table."""
+        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        self.read_budget = read_budget
+        self.downloads = downloads
+
+    async def post(self) -> None:
+        """Send the blocks in the order in which they were asked for."""
+        request = self.json_as(GetPack)
+        hashes = _parse_hashes(request.hashes, MAX_PACK_BLOCKS)
+        frames = await self.downloads.plan_pack(self.caller, parse_ns_id(request.ns_id), hashes)
+        with self.read_budget.take(_held_bytes(frames)):
+            await self._send_frames(frames)
+
+    async def _send_frames(self, frames: Sequence[PlannedFrame]) -> None:
+        self.set_header("Content-Type", PACK_CONTENT_TYPE)
+        pending = bytearray()
+        pack = self.downloads.iter_pack(frames)
+        try:
+            async for name, status, data in pack:
+                pending += format_frame_head(name, status, len(data))
+                pending += data
+                if len(pending) >= WRITE_BYTES:
+                    await self.send(pending)
+                    pending = bytearray()
+        finally:
+            await pack.aclose()
+        self.finish(bytes(pending))
+
+
+def _held_bytes(frames: Sequence[PlannedFrame]) -> int:
+    """The memory that sending takes at most: read ahead, the block at hand and its copy on the way out."""
+    return min(sum(frame.byte_count for frame in frames), READ_AHEAD_BYTES + 2 * (BLOCK_BYTES + WRITE_BYTES))
+
+
+def _parse_hashes(texts: Sequence[str], limit: int) -> list[BlockHash]:
+    if len(texts) > limit:
+        raise TooManyEntries(f"at most {limit} hashes a request")
+    return [parse_hash(text) for text in texts]

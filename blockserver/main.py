@@ -1,0 +1,55 @@
+"""Wiring of the blockserver."""
+
+from contextlib import AsyncExitStack
+
+import tornado.web
+
+from blockserver.app import Parts, make_app
+from blockserver.handlers.base import MAX_BODY_BYTES
+from blockserver.model.budget import ByteBudget
+from blockserver.services.download import DownloadService
+from blockserver.services.metrics import BlockMetrics
+from blockserver.services.upload import UploadService
+from blockserver.settings import BlockserverSettings
+from blockserver.storage.folder import BlockFolder
+from blockserver.storage.index import BlockIndex
+from blockserver.storage.threads import FolderBackend
+from runtime.metrics import ServerMetrics
+from runtime.process import run_server
+from runtime.rpc import ServiceClient
+from runtime.settings import read_ring
+from runtime.tokens import TokenVerifier
+
+
+async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
+    """All objects of the process."""
+    metrics = ServerMetrics()
+    block_metrics = BlockMetrics(metrics.registry)
+    folder = BlockFolder(settings.block_dir, min_free_bytes=settings.block_min_free_bytes)
+    backend = FolderBackend(folder)
+    stack.push_async_callback(backend.close)
+    metaservers = ServiceClient(settings.metaserver_urls, read_ring(settings.service_keys_file))
+    await stack.enter_async_context(metaservers)
+    index = BlockIndex(metaservers)
+    upload_budget = ByteBudget(settings.block_upload_memory_bytes)
+    download_budget = ByteBudget(settings.block_download_memory_bytes)
+    block_metrics.held_bytes.labels("upload").set_function(lambda: upload_budget.used_bytes)
+    block_metrics.held_bytes.labels("download").set_function(lambda: download_budget.used_bytes)
+    return make_app(
+        Parts(
+            metrics=metrics,
+            block_metrics=block_metrics,
+            verifier=TokenVerifier(settings.token_verify_keys_file.read_bytes()),
+            backend=backend,
+            uploads=UploadService(index, backend, block_metrics),
+            downloads=DownloadService(index, backend, block_metrics),
+            upload_budget=upload_budget,
+            download_budget=download_budget,
+        )
+    )
+
+
+def main() -> None:
+    """Run the blockserver until it is told to stop."""
+    settings = BlockserverSettings()
+    run_server("blockserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)

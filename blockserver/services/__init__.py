@@ -1,0 +1,1 @@
+"""The use cases: take blocks, hand blocks out."""
