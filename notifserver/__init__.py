@@ -1,0 +1,1 @@
+"""Holds long-polls, and answers them within milliseconds of a commit."""

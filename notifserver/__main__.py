@@ -1,0 +1,5 @@
+"""`python -m notifserver`."""
+
+from notifserver.main import main
+
+main()

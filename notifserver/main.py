@@ -1,0 +1,51 @@
+"""Wiring of the notifserver."""
+
+import resource
+from contextlib import AsyncExitStack
+
+import tornado.web
+
+from notifserver.app import make_app
+from notifserver.services.heads import HeadsUpstream
+from notifserver.services.metrics import NotifMetrics
+from notifserver.services.polls import PollLimits, PollService
+from notifserver.settings import NotifserverSettings
+from runtime.metrics import ServerMetrics
+from runtime.process import run_server
+from runtime.rpc import ServiceClient
+from runtime.settings import read_ring
+
+MAX_BODY_BYTES = 2**20
+"""A cursor has 16 KiB at most, a full batch of hints 200 kB."""
+SPARE_FILES = 1_000
+"""Descriptors for everything that is not a poll; connections that keep alive between two polls count too."""
+
+
+async def build(settings: NotifserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
+    """All objects of the process."""
+    metrics = ServerMetrics()
+    notif_metrics = NotifMetrics(metrics.registry)
+    service_keys = read_ring(settings.service_keys_file)
+    metaservers = await stack.enter_async_context(ServiceClient(settings.metaserver_urls, service_keys))
+    upstream = HeadsUpstream(metaservers, notif_metrics)
+    stack.push_async_callback(upstream.close)
+    notif_metrics.unknown_heads.set_function(lambda: upstream.unanswered_count)
+    limits = PollLimits(settings.max_polls, settings.max_polls_per_account)
+    polls = PollService(read_ring(settings.cursor_keys_file), upstream, limits, notif_metrics)
+    upstream.connect(polls)
+    return make_app(polls, service_keys, metrics)
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Allow this process that many open files, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+
+
+def main() -> None:
+    """Run the notifserver until it is told to stop."""
+    settings = NotifserverSettings()
+    raise_file_limit(2 * settings.max_polls + SPARE_FILES)
+    run_server("notifserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)

@@ -1,0 +1,1 @@
+"""The use cases: hold a poll, take hints, learn heads."""
