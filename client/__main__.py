@@ -1,0 +1,5 @@
+"""`python -m client`: the same as `shardbox`."""
+
+from client.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""Which account the folder belongs to: linking, and access tokens.
+
+A token that is about to be used is stored first: a crash between sending and hearing the answer must find
+the very same one again.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+
+import aiohttp
+import msgspec
+
+from client.calls import Calls, discover
+from client.state import State
+from wire.api import Discovery, LinkDevice, RefreshAccess
+from wire.faults import declare, fault_point
+from wire.ids import NsId, parse_ns_id
+
+declare("client.account.link_sent", "client.account.refresh_sent")
+
+_TOKEN_BYTES = 32
+RENEW_BEFORE_S = 120
+"""Tokens live an hour; two minutes leave room for a slow request and a clock that is a little off."""
+
+
+class Account:
+    """The linked device's identity, kept in the state."""
+
+    def __init__(self, state: State, session: aiohttp.ClientSession):
+        self._state = state
+        servers = msgspec.json.decode(state.get_fact("servers"), type=Discovery)
+        self.ns_id: NsId = parse_ns_id(state.get_fact("root_ns"))
+        self.display_name = state.get_fact("display_name")
+        self.calls = Calls(session, servers, self.ns_id, self.get_token)
+        self._session = session
+        self._token: str | None = state.find_fact("access_token")
+        self._good_until = float(state.find_fact("access_until") or 0)
+        self._lock = asyncio.Lock()
+
+    async def get_token(self, refused: str | None) -> str:
+        """An access token that should be good; another one if `refused` is the one at hand."""
+        async with self._lock:
+            if self._token is None or self._token == refused or time.time() > self._good_until:
+                await self._renew()
+            assert self._token is not None, "a renewal gives a token or raises"
+            return self._token
+
+    async def _renew(self) -> None:
+        state = self._state
+        following = state.find_fact("next_refresh_token")
+        if following is None:
+            following = secrets.token_urlsafe(_TOKEN_BYTES)
+            with state.tx("token"):
+                state.put_fact("next_refresh_token", following)
+        granted = await self.calls.refresh(
+            RefreshAccess(
+                device_id=state.get_fact("device_id"),
+                refresh_token=state.get_fact("refresh_token"),
+                next_refresh_token=following,
+            )
+        )
+        fault_point("client.account.refresh_sent")
+        with state.tx("token"):
+            state.put_fact("refresh_token", following)
+            state.put_fact("next_refresh_token", None)
+            _put_access(state, granted.access_token, granted.expires_in)
+        self._token = granted.access_token
+        self._good_until = float(state.get_fact("access_until"))
+
+    async def rediscover(self) -> None:
+        """Learn which servers there are by now; the old ones stay known when nobody answers."""
+        found = None
+        for url in [self._state.get_fact("url"), *self.calls.meta.urls]:
+            with contextlib.suppress(Exception):
+                found = await discover(self._session, url, patience_s=1.0)
+                break
+        if found is None or found.cluster_id != self._state.get_fact("cluster_id"):
+            return
+        with self._state.tx("token"):
+            self._state.put_fact("servers", msgspec.json.encode(found).decode())
+        self.calls.meta.urls, self.calls.block.urls = found.metaservers, found.blockservers
+        self.calls.notif.urls = found.notifservers
+
+
+async def link(
+    state: State, session: aiohttp.ClientSession, *, url: str, code: str, device_name: str
+) -> None:
+    """Make this folder a device of the account that the code was given out for.
+
+    A link that was cut short is taken up again with the same request, so that the code makes one device.
+
+    Raises:
+        InvalidLinkCode: unknown, used by somebody else, or expired.
+    """
+    servers = await discover(session, url)
+    if state.find_fact("link_code") != code:
+        with state.tx("link"):
+            state.put_fact("link_code", code)
+            state.put_fact("link_request", secrets.token_urlsafe(_TOKEN_BYTES))
+            state.put_fact("refresh_token", secrets.token_urlsafe(_TOKEN_BYTES))
+    calls = Calls(session, servers, NsId(0), None)
+    linked = await calls.link(
+        LinkDevice(
+            code=code,
+            request_id=state.get_fact("link_request"),
+            refresh_token=state.get_fact("refresh_token"),
+            device_name=device_name,
+        )
+    )
+    fault_point("client.account.link_sent")
+    with state.tx("link"):
+        facts = {
+            "url": url,
+            "cluster_id": servers.cluster_id,
+            "servers": msgspec.json.encode(servers).decode(),
+            "device_id": linked.device_id,
+            "device_name": device_name,
+            "account_id": linked.account_id,
+            "email": linked.email,
+            "display_name": linked.display_name,
+            "root_ns": linked.root_ns,
+        }
+        for name, value in facts.items():
+            state.put_fact(name, value)
+        state.put_fact("link_code", None)
+        state.put_fact("link_request", None)
+        _put_access(state, linked.access_token, linked.expires_in)
+
+
+def _put_access(state: State, token: str, expires_in_s: int) -> None:
+    state.put_fact("access_token", token)
+    state.put_fact("access_until", str(time.time() + max(0, expires_in_s - RENEW_BEFORE_S)))

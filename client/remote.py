@@ -1,0 +1,129 @@
+"""Reading the server's tree: pages staged by entry id, in one transaction with the cursor.
+
+A listing is *new* while it has not once come to its end: what it does not show is then not there any more,
+but nothing is deleted for that, as a listing that began anew may be of a server that lost something.
+"""
+
+import msgspec
+
+from client.calls import Calls
+from client.commit import parse_entry, parse_entry_id
+from client.model import Kind
+from client.settle import detach
+from client.state import State
+from wire.api import MAX_PAGE_ENTRIES, ListFolderResult, Metadata, Tag
+from wire.errors import CursorReset, InvalidCursor, ShardboxError
+from wire.ids import parse_rev
+from wire.names import check_name
+
+PAGE_ENTRIES = MAX_PAGE_ENTRIES
+"""Few round trips: a page of 2,000 small files with their blocks is 1 MB."""
+
+
+class Remote:
+    """The stage of one namespace."""
+
+    def __init__(self, state: State, calls: Calls, page_entries: int = PAGE_ENTRIES):
+        self._state, self._calls, self._page_entries = state, calls, page_entries
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage has been the server's tree at some moment: only then it may be looked at."""
+        return self._state.find_fact("cursor") is not None and self._state.find_fact("has_more") is None
+
+    @property
+    def cursor(self) -> str | None:
+        """Where the listing stands."""
+        return self._state.find_fact("cursor")
+
+    async def read(self) -> None:
+        """Read on until there is no more."""
+        while True:
+            cursor = self.cursor
+            try:
+                if cursor is None:
+                    page = await self._calls.list_whole(self._page_entries)
+                else:
+                    page = await self._calls.list_on(cursor)
+            except (CursorReset, InvalidCursor):
+                if cursor is None:
+                    raise
+                with self._state.tx("page"):
+                    self._state.put_fact("cursor", None)
+                continue
+            self._stage(page, is_first=cursor is None or page.restarted)
+            if not page.has_more:
+                return
+
+    def _stage(self, page: ListFolderResult, *, is_first: bool) -> None:
+        state = self._state
+        with state.tx("page" if page.has_more else "listed") as conn:
+            if is_first:
+                conn.execute("DELETE FROM relisted")
+                state.put_fact("is_new_listing", "1")
+            is_new = state.find_fact("is_new_listing") is not None
+            for entry in page.entries:
+                self._stage_entry(entry, is_new=is_new)
+                if is_new:
+                    conn.execute("INSERT OR IGNORE INTO relisted VALUES (?)", (parse_entry_id(entry.id),))
+            state.put_fact("cursor", page.cursor)
+            state.put_fact("has_more", "1" if page.has_more else None)
+            if not page.has_more:
+                state.put_fact("cursor_jid", str(page.jid))
+                if state.find_fact("is_new_listing") is not None:
+                    self._end_new_listing({row[0] for row in conn.execute("SELECT id FROM relisted")})
+                    conn.execute("DELETE FROM relisted")
+                    state.put_fact("is_new_listing", None)
+                if state.find_fact("has_orphans") is not None:
+                    self._drop_unreachable()
+                    state.put_fact("has_orphans", None)
+
+    def _stage_entry(self, entry: Metadata, *, is_new: bool) -> None:
+        trees = self._state.trees
+        entry_id = parse_entry_id(entry.id)
+        known = trees.remote.get(entry_id)
+        is_stale = known is not None and entry.jid is not msgspec.UNSET and entry.jid < known.jid
+        if is_stale and not is_new:
+            return
+        if entry.tag is Tag.DELETED:
+            # This entry alone: what lies below may yet be moved out by a later page.
+            if trees.remote.has_children(entry_id):
+                self._state.put_fact("has_orphans", "1")
+            trees.drop_remote(entry_id)
+            return
+        try:
+            check_name("" if entry.name is msgspec.UNSET else entry.name)
+        except ShardboxError:
+            # A name that this client must not put on a disk: as if it were not there, but not deleted either.
+            return
+        node = parse_entry(entry, known)
+        trees.put_remote(node)
+        if node.kind is Kind.FILE and entry.blocks is not msgspec.UNSET:
+            self._state.put_remote_blocks(entry_id, node.rev, bytes.fromhex("".join(entry.blocks)))
+        elif node.kind is Kind.FILE and known is not None and known.rev != node.rev:
+            self._state.delete_remote_blocks(entry_id)
+
+    def _end_new_listing(self, shown: set[int]) -> None:
+        """What a listing that began anew does not show is a local addition now, whatever it was before."""
+        trees = self._state.trees
+        for node_id in [x for x in trees.remote if x not in shown]:
+            trees.drop_remote(node_id)
+        for node_id in list(trees.synced):
+            r, s = trees.remote.get(node_id), trees.synced.get(node_id)
+            assert s is not None, "taken from the tree"
+            is_older = r is not None and r.rev != s.rev and _rev_jid(r.rev) < _rev_jid(s.rev)
+            if r is not None and not is_older:
+                continue
+            if node_id in trees.local:
+                detach(trees, node_id)
+            else:
+                trees.drop_synced(node_id)
+
+    def _drop_unreachable(self) -> None:
+        trees = self._state.trees
+        for node_id in [x for x in trees.remote if not trees.remote.is_reachable(x)]:
+            trees.drop_remote(node_id)
+
+
+def _rev_jid(rev: str) -> int:
+    return int(parse_rev(rev)[1]) if rev else 0

@@ -1,0 +1,263 @@
+"""The client's durable state: the three trees, and everything that must survive a crash.
+
+All of it is used from the event loop's thread alone. `tx` is the only way to change anything: what the body
+did to the trees and to the tables is committed together, or not at all.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.model import Fingerprint, Kind, LocalNode, RemoteNode, SyncedNode
+from client.schema import open_database
+from client.trees import Change, Trees
+from wire.faults import declare, fault_point
+from wire.hashes import BlockHash, split_blocklist
+
+TX_NAMES = (
+    "link",
+    "token",
+    "page",
+    "listed",
+    "scan",
+    "hashed",
+    "settle",
+    "request",
+    "verdicts",
+    "intent",
+    "confirm",
+    "report",
+)
+FLUSHED_TX = {"link", "token", "request", "intent"}
+"""What a power cut must not undo, as something is done next that cannot be taken back. The others repeat what
+disk or server can tell again (a lost verdict is asked for again, a lost confirmation judged again); they
+survive the death of the process all the same."""
+declare(*(f"client.state.{name}_{when}" for name in TX_NAMES for when in ("before", "after")))
+
+_SQL_MANY = 500
+
+
+class State:
+    """One open state file."""
+
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False):
+        self._conn = open_database(path, create=create, read_only=read_only)
+        self.trees = Trees()
+        self._load()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._conn.close()
+
+    @contextmanager
+    def tx(self, name: str) -> Iterator[sqlite3.Connection]:
+        """A transaction; `name` is also that of its two fault points.
+
+        When it fails the trees are read again from the file, so that memory never runs ahead of the disk.
+        """
+        assert not self.trees.changes, "the trees changed outside of a transaction"
+        self._conn.execute(f"PRAGMA synchronous = {'FULL' if name in FLUSHED_TX else 'NORMAL'}")
+        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._conn
+            self._write_trees()
+            fault_point(f"client.state.{name}_before")
+            self._conn.execute("COMMIT")
+        except BaseException:
+            if self._conn.in_transaction:
+                self._conn.execute("ROLLBACK")
+            self.trees.reset()
+            self._load()
+            raise
+        fault_point(f"client.state.{name}_after")
+
+    # ---- Facts: single values by name
+
+    def find_fact(self, name: str) -> str | None:
+        """The value, or None."""
+        row = self._conn.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def get_fact(self, name: str) -> str:
+        """The value of a fact that must be there."""
+        value = self.find_fact(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def put_fact(self, name: str, value: str | None) -> None:
+        """Set or, with None, clear. Tx: the caller's."""
+        if value is None:
+            self._conn.execute("DELETE FROM facts WHERE name = ?", (name,))
+        else:
+            self._conn.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def add_counts(self, counts: dict[str, int]) -> None:
+        """Add to the counters that `status` shows. Tx: the caller's."""
+        for name, more in counts.items():
+            if more:
+                self._conn.execute(
+                    "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET value = CAST(value AS INTEGER) + excluded.value",
+                    (f"count.{name}", str(more)),
+                )
+
+    def list_counts(self) -> dict[str, int]:
+        """The counters since the link."""
+        rows = self._conn.execute("SELECT name, value FROM facts WHERE name LIKE 'count.%'")
+        return {str(name).removeprefix("count."): int(value) for name, value in rows}
+
+    # ---- Block lists
+
+    def put_remote_blocks(self, entry_id: int, rev: str, blocks: bytes) -> None:
+        """Keep the block list of a rev. Tx: the caller's."""
+        self._conn.execute("INSERT OR REPLACE INTO remote_blocks VALUES (?, ?, ?)", (entry_id, rev, blocks))
+
+    def delete_remote_blocks(self, entry_id: int) -> None:
+        """Forget the block list of an older rev. Tx: the caller's."""
+        self._conn.execute("DELETE FROM remote_blocks WHERE id = ?", (entry_id,))
+
+    def find_remote_blocks(self, entry_id: int, rev: str) -> list[BlockHash] | None:
+        """The block list of a rev, if the listing gave it or it was asked for before."""
+        row = self._conn.execute(
+            "SELECT blocks FROM remote_blocks WHERE id = ? AND rev = ?", (entry_id, rev)
+        ).fetchone()
+        return None if row is None else split_blocklist(row[0])
+
+    def put_local_blocks(self, entry_id: int, blocks: list[BlockHash]) -> None:
+        """Note which blocks a local file consists of. Tx: the caller's."""
+        self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (entry_id,))
+        self._conn.executemany(
+            "INSERT INTO local_blocks VALUES (?, ?, ?)", ((entry_id, n, h) for n, h in enumerate(blocks))
+        )
+
+    def list_local_blocks(self, entry_id: int) -> list[BlockHash]:
+        """The blocks of a local file as it was last read."""
+        rows = self._conn.execute("SELECT hash FROM local_blocks WHERE id = ? ORDER BY position", (entry_id,))
+        return [BlockHash(row[0]) for row in rows]
+
+    def find_local_blocks(self, hashes: Iterable[BlockHash]) -> dict[BlockHash, list[tuple[int, int]]]:
+        """Where blocks may be read on this disk: entry ids and positions, a few for each."""
+        found: dict[BlockHash, list[tuple[int, int]]] = {}
+        wanted = list(dict.fromkeys(hashes))
+        for at in range(0, len(wanted), _SQL_MANY):
+            some = wanted[at : at + _SQL_MANY]
+            marks = ",".join("?" * len(some))
+            rows = self._conn.execute(
+                f"SELECT hash, id, position FROM local_blocks WHERE hash IN ({marks})",
+                some,
+            )
+            for block, entry_id, position in rows:
+                places = found.setdefault(BlockHash(block), [])
+                if len(places) < 4:  # one is enough unless it has changed since
+                    places.append((entry_id, position))
+        return found
+
+    # ---- Requests and intents
+
+    def put_request(self, key: str, body: bytes, context: bytes) -> None:
+        """Keep a write before it is sent. Tx: the caller's."""
+        self._conn.execute("INSERT INTO requests VALUES (?, ?, ?)", (key, body, context))
+
+    def delete_request(self, key: str) -> None:
+        """The write has been answered. Tx: the caller's."""
+        self._conn.execute("DELETE FROM requests WHERE key = ?", (key,))
+
+    def list_requests(self) -> list[tuple[str, bytes, bytes]]:
+        """Writes without an answer: key, body, context."""
+        return list(self._conn.execute("SELECT key, body, context FROM requests"))
+
+    def put_intent(self, step: bytes) -> int:
+        """Keep a disk step before it is done; gives its number. Tx: the caller's."""
+        number = self._conn.execute("INSERT INTO intents (step) VALUES (?)", (step,)).lastrowid
+        assert number is not None
+        return number
+
+    def delete_intent(self, number: int) -> None:
+        """The step has been done, or never will be. Tx: the caller's."""
+        self._conn.execute("DELETE FROM intents WHERE number = ?", (number,))
+
+    def list_intents(self) -> list[tuple[int, bytes]]:
+        """Steps of unknown outcome, in order."""
+        return list(self._conn.execute("SELECT number, step FROM intents ORDER BY number"))
+
+    # ---- Problems
+
+    def list_problems(self) -> list[tuple[bytes, str, str, str]]:
+        """Path, source, reason, detail."""
+        return list(self._conn.execute("SELECT path, source, reason, detail FROM problems ORDER BY path"))
+
+    def replace_problems(self, source: str, problems: Iterable[tuple[bytes, str, str]]) -> None:
+        """What one source reports now. Tx: the caller's."""
+        self._conn.execute("DELETE FROM problems WHERE source = ?", (source,))
+        self._conn.executemany(
+            "INSERT OR REPLACE INTO problems VALUES (?, ?, ?, ?)",
+            ((path, source, reason, detail) for path, reason, detail in problems),
+        )
+
+    # ---- The trees in the file
+
+    def _load(self) -> None:
+        trees = self.trees
+        for row in self._conn.execute("SELECT * FROM remote"):
+            trees.put_remote(RemoteNode(row[0], row[1], row[2], Kind(row[3]), *row[4:]))
+        for row in self._conn.execute("SELECT * FROM synced"):
+            trees.put_synced(SyncedNode(row[0], row[1], row[2], Kind(row[3]), *row[4:]))
+        for row in self._conn.execute("SELECT * FROM local"):
+            racy, blocked, kept, parked = map(bool, row[11:])
+            fingerprint = Fingerprint(*row[5:10])
+            trees.put_local(
+                LocalNode(
+                    id=row[0],
+                    parent=row[1],
+                    name=row[2],
+                    disk_name=row[3],
+                    kind=Kind(row[4]),
+                    fingerprint=fingerprint,
+                    content=row[10],
+                    is_racy=racy,
+                    is_blocked=blocked,
+                    is_kept=kept,
+                    is_parked=parked,
+                )
+            )
+        trees.next_temp = int(self.find_fact("next_temp") or -1)
+        trees.take_changes()
+
+    def _write_trees(self) -> None:
+        changes, renumbered = self.trees.take_changes()
+        last: dict[tuple[str, int], Change] = {change[:2]: change for change in changes}
+        for old, new in renumbered:
+            self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (new,))
+            self._conn.execute("UPDATE local_blocks SET id = ? WHERE id = ?", (new, old))
+        for tree, node_id, node in last.values():
+            if isinstance(node, RemoteNode):
+                self._put(
+                    "remote", (*_base(node), node.jid, node.rev, node.size, node.content, node.modified)
+                )
+            elif isinstance(node, SyncedNode):
+                self._put("synced", (*_base(node), node.rev, node.size, node.content))
+            elif isinstance(node, LocalNode):
+                flags = (node.is_racy, node.is_blocked, node.is_kept, node.is_parked)
+                row = (node.id, node.parent, node.name, node.disk_name, node.kind.value)
+                self._put("local", (*row, *node.fingerprint, node.content, *flags))
+            else:
+                self._conn.execute(f"DELETE FROM {tree} WHERE id = ?", (node_id,))
+                if tree in ("local", "remote"):
+                    self._conn.execute(f"DELETE FROM {tree}_blocks WHERE id = ?", (node_id,))
+        if last:
+            self.put_fact("next_temp", str(self.trees.next_temp))
+
+    def _put(self, table: str, row: tuple[object, ...]) -> None:
+        marks = ",".join("?" * len(row))
+        self._conn.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
+
+
+def is_disk_full(problem: sqlite3.OperationalError) -> bool:
+    """Whether the state cannot be written for want of room; SQLite's shared memory says it in its own way."""
+    return problem.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+
+
+def _base(node: RemoteNode | SyncedNode) -> tuple[int, int, str, str]:
+    return node.id, node.parent, node.name, node.kind.value
