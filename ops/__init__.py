@@ -1,0 +1,1 @@
+"""`shardctl`: the operators' command, and the embedded development cluster."""

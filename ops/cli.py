@@ -1,0 +1,67 @@
+"""`shardctl`, the operators' command.
+
+Exit status: 0 done · 1 failed · 2 wrong usage · 3 not found · 4 conflict with what is there · 5 somebody else
+is at work · 6 a part of the cluster does not answer. Errors go to stderr as `shardctl: CODE: message`.
+"""
+
+import sys
+
+import typer
+
+from ops.commands import dev, device, user
+from ops.commands.doctor import doctor
+from ops.commands.migrate import migrate
+from ops.commands.shard import map_app, namespace_app, shard_app
+from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, OpsError
+from wire.errors import NotFound, ShardboxError
+
+app = typer.Typer(
+    name="shardctl",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help=(
+        "Operate a Shardbox cluster.\n\n"
+        "Exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict with what is there, "
+        "5 somebody else is at work, 6 a part of the cluster does not answer."
+    ),
+)
+app.add_typer(dev.app, name="dev")
+app.add_typer(user.app, name="user")
+app.add_typer(device.app, name="device")
+app.add_typer(shard_app, name="shard")
+app.add_typer(map_app, name="map")
+app.add_typer(namespace_app, name="namespace")
+app.command()(migrate)
+app.command()(doctor)
+
+_HTTP_CONFLICT = 409
+_HTTP_UNAVAILABLE = 503
+
+
+def exit_status_of(error: ShardboxError) -> int:
+    """The exit status for an error of the services."""
+    if isinstance(error, NotFound):
+        return EXIT_NOT_FOUND
+    if error.status == _HTTP_CONFLICT:
+        return EXIT_CONFLICT
+    return EXIT_UNAVAILABLE if error.status == _HTTP_UNAVAILABLE else EXIT_FAILURE
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except OpsError as error:
+        _fail(error.code, str(error), error.exit_status)
+    except ShardboxError as error:
+        _fail(error.code, str(error), exit_status_of(error))
+
+
+def _fail(code: str, message: str, status: int) -> None:
+    print(f"shardctl: {code}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

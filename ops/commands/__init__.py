@@ -1,0 +1,1 @@
+"""The subcommands of `shardctl`, one file for each noun."""

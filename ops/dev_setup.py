@@ -1,0 +1,100 @@
+"""What an embedded cluster needs before anything can be started: its record, keys and data folders."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from ops.errors import NoCluster, UsageError
+from ops.files import write_file, write_json
+from ops.layout import DevLayout
+from ops.ports import reserve_port
+from ops.postgres import PgServer, make_password, read_passfile, write_passfile
+from ops.specs import (
+    ClusterRecord,
+    cursor_keys_file,
+    service_keys_file,
+    token_keys_file,
+    token_verify_keys_file,
+)
+from runtime.tokens import generate_keys
+from wire.keys import KeyRing
+
+DEFAULT_METASERVERS = 2
+DEFAULT_SHARDS = 2
+
+
+def check_folder(layout: DevLayout) -> None:
+    """Pass when the folder is a cluster's, or free to become one.
+
+    Raises:
+        UsageError: it holds something else, which we would open to others, or delete one day.
+    """
+    if not layout.root.is_dir() or layout.record_file.exists():
+        return
+    if any(path != layout.command_lock for path in layout.root.iterdir()):
+        raise UsageError(f"{layout.root} is neither empty nor a cluster of ours; choose another folder")
+
+
+def read_record(layout: DevLayout) -> ClusterRecord:
+    """What the cluster consists of.
+
+    Raises:
+        NoCluster: none was made there.
+    """
+    try:
+        return msgspec.json.decode(layout.record_file.read_bytes(), type=ClusterRecord)
+    except (FileNotFoundError, PermissionError):
+        raise NoCluster(f"there is no cluster in {layout.root}; `shardctl dev up` makes one") from None
+
+
+def ensure_record(layout: DevLayout, metaservers: int | None, shards: int | None) -> ClusterRecord:
+    """The cluster's record, made or brought up to the options.
+
+    Raises:
+        UsageError: shards cannot be added or removed here.
+    """
+    try:
+        former = read_record(layout)
+    except NoCluster:
+        former = ClusterRecord(
+            metaserver_count=DEFAULT_METASERVERS, shard_count=shards or DEFAULT_SHARDS, ports={}
+        )
+    if shards not in (None, former.shard_count):
+        raise UsageError(
+            f"this cluster was made with {former.shard_count} shards, which `dev up` does not change"
+        )
+    record = msgspec.structs.replace(former, metaserver_count=metaservers or former.metaserver_count)
+    missing = [name for name in record.process_names if name not in record.ports]
+    # All are held until all are chosen: no port twice.
+    held = {name: reserve_port() for name in missing}
+    for reservation in held.values():
+        reservation.close()
+    record = msgspec.structs.replace(record, ports={**record.ports, **{n: r.port for n, r in held.items()}})
+    if record != former or not layout.record_file.exists():
+        write_json(layout.record_file, record)
+    return record
+
+
+def ensure_keys(layout: DevLayout) -> None:
+    """Make the keys that are not there yet."""
+    for path in (service_keys_file(layout), cursor_keys_file(layout)):
+        if not path.exists():
+            write_file(path, KeyRing.generate())
+    private, public = token_keys_file(layout), token_verify_keys_file(layout)
+    if not (private.exists() and public.exists()):
+        private_keys, public_keys = generate_keys()
+        write_file(public, public_keys)
+        write_file(private, private_keys)
+
+
+def ensure_data_folders(layout: DevLayout, servers: list[PgServer]) -> list[str]:
+    """Make the PostgreSQL servers' data folders; the names of those that had to be made."""
+    passwords = read_passfile(layout.passfile)
+    unknown = [server.port for server in servers if server.port not in passwords]
+    if unknown:
+        # Before the servers: a password that only a server knows would be lost.
+        passwords |= {port: make_password() for port in unknown}
+        write_passfile(layout.passfile, passwords)
+    with ThreadPoolExecutor(len(servers)) as pool:
+        made = pool.map(lambda server: server.ensure_initialised(passwords[server.port]), servers)
+        return [server.name for server, is_new in zip(servers, made, strict=True) if is_new]

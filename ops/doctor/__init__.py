@@ -1,0 +1,1 @@
+"""`shardctl doctor`: looks at the whole cluster and says what is wrong and what to do. Changes nothing."""
