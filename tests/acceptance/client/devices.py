@@ -1,0 +1,147 @@
+"""Linked folders for tests: made through the operator's commands, synced in this process or in another."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from client.account import link
+from client.folder import Folder
+from client.session import open_session, sync_folder
+from client.status import Status, read_status
+from client.sync import Options
+from ops.cli import app
+from tests.support.dev import DevCluster
+from tests.support.waiting import wait_for
+from wire.hashes import block_hash
+
+MARKER = b".shardbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Makes accounts and devices of a running cluster."""
+
+    cluster: DevCluster
+
+    def ctl(self, *args: str) -> Any:
+        """What a shardctl command answers."""
+        # In this process: starting one takes longer than what it does.
+        done = CliRunner().invoke(
+            app,
+            [*args, "--output", "json"],
+            env={"SHARDBOX_DEV_DIR": str(self.cluster.layout.root)},
+            catch_exceptions=False,
+        )
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def add_user(self, email: str) -> None:
+        self.ctl("user", "add", email, "--name", "Ada")
+
+    def link(self, email: str, folder: Path) -> "Device":
+        code = self.ctl("device", "code", email)["code"]
+        url = self.cluster.status().metaserver_urls[0]
+
+        async def run() -> None:
+            with contextlib.closing(Folder(folder).create()) as state:
+                async with open_session() as session:
+                    await link(state, session, url=url, code=code, device_name=folder.name)
+
+        asyncio.run(run())
+        return Device(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One linked folder."""
+
+    folder: Path
+
+    def sync(self, **options: Any) -> Status:
+        """Sync to the end in this process."""
+        asyncio.run(sync_folder(Folder(self.folder), Options(**options)))
+        return self.status()
+
+    def run(self, *args: str, fault: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """The command line, in another process."""
+        environment = os.environ | ({"SHARDBOX_FAULT": fault} if fault else {})
+        return subprocess.run(
+            [sys.executable, "-m", "client", *args, str(self.folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+    @contextmanager
+    def watching(self, *args: str, until: str = "idle") -> Iterator[None]:
+        """`sync --watch` while the body runs, from when its activity is `until` on."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "client", "sync", "--watch", *args, str(self.folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            try:
+                wait_for(lambda: self.status().activity == until, f"the watch is {until}")
+                yield
+            finally:
+                child.terminate()
+                _, errors = child.communicate(timeout=20)
+                print(errors)
+        assert child.returncode == 0, errors
+
+    def status(self) -> Status:
+        place = Folder(self.folder)
+        with contextlib.closing(place.open(read_only=True)) as state:
+            return read_status(place, state)
+
+    def tree(self) -> dict[str, bytes | None]:
+        """Relative path → content (its hash, if long), None for a folder; without the marker."""
+        found: dict[str, bytes | None] = {}
+        todo = [os.fsencode(self.folder)]
+        while todo:
+            for entry in os.scandir(todo.pop()):
+                if entry.name == MARKER:
+                    continue
+                path = os.path.relpath(entry.path, os.fsencode(self.folder)).decode(errors="replace")
+                if entry.is_dir(follow_symlinks=False):
+                    found[path] = None
+                    todo.append(entry.path)
+                else:
+                    content = Path(os.fsdecode(entry.path)).read_bytes()
+                    found[path] = content if len(content) < 1_000 else block_hash(content)
+        return found
+
+    def write(self, path: str, text: str) -> Path:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        return target
+
+    def skipped(self) -> dict[str, str]:
+        """Path → reason of what is left alone."""
+        return {x.path: x.reason for x in self.status().skipped}
+
+
+def settle(*devices: Device) -> None:
+    """Sync all in turn until none has anything new."""
+    for _ in range(10):
+        before = [device.status().jid for device in devices]
+        for device in devices:
+            device.sync(allow_mass_delete=True)
+        after = [device.status().jid for device in devices]
+        if before == after and len(set(after)) == 1:
+            return
+    raise AssertionError("the devices do not settle")

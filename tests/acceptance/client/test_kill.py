@@ -1,0 +1,99 @@
+"""The client killed at each of its fault points, in the middle of everything it does, and started again."""
+
+import contextlib
+import os
+import shutil
+import signal
+
+import pytest
+
+import client.cli  # noqa: F401 - declares every point
+from client.folder import Folder
+from tests.acceptance.client.conftest import Pair
+from tests.acceptance.client.devices import Accounts, Device, settle
+from wire.faults import declared
+from wire.hashes import BLOCK_BYTES
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+POINTS = [name for name in declared() if name.startswith("client.")]
+LINK_POINTS = {"client.account.link_sent", "client.state.link_before", "client.state.link_after"}
+PER_RUN = 16
+
+
+def prepare(pair: Pair) -> None:
+    """What the work of the first round is done to."""
+    work(pair, -1)
+    settle(*pair)
+
+
+def work(pair: Pair, n: int) -> None:
+    """Changes of every kind on both sides; most undo or repeat those of the last round."""
+    a, b = pair
+    last = n - 1
+    a.write(f"from a {n}/new/file {n}", f"new {n}")
+    a.write("edited by a", f"edit {n}" * (n + 2))
+    a.write("edited by both", f"a's edit {n}")
+    b.write(f"from b {n}/new/file {n}", f"new {n}")
+    b.write("edited by b", f"edit {n}" * (n + 2))
+    b.write("edited by both", f"b's own edit {n}")
+    for device, name in ((a, "a"), (b, "b")):
+        with (device.folder / f"big of {name}").open("wb") as file:
+            file.write(bytes([n % 256]) * BLOCK_BYTES + os.urandom(BLOCK_BYTES) + b"end")
+        if (device.folder / f"from {name} {last}").exists():
+            (device.folder / f"from {name} {last}").rename(device.folder / f"renamed by {name} {last}")
+            shutil.rmtree(device.folder / f"renamed by {name} {last - 1}", ignore_errors=True)
+            (device.folder / f"goes {name} {last}").unlink()
+        device.write(f"goes {name} {n}", f"goes {n}")
+
+
+def cut(device: Device, point: str) -> bool:
+    """Sync until the point, if it is reached; whether it was."""
+    with contextlib.closing(Folder(device.folder).open()) as state, state.tx("token"):
+        state.put_fact("access_until", "0")  # so that the token's steps are gone through too
+    done = device.run("sync", "--allow-mass-delete", "--page-entries", "5", fault=point)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("part", range(-(-len(POINTS) // PER_RUN)))
+def test_a_client_killed_at_any_point_goes_on(pair: Pair, part: int) -> None:
+    prepare(pair)
+    missed = []
+    for n, point in enumerate(x for x in POINTS[part * PER_RUN :][:PER_RUN] if x not in LINK_POINTS):
+        work(pair, n)
+        hits = [cut(device, point) for device in pair]
+        if not any(hits):
+            missed.append(point)
+        settle(*pair)
+        assert pair.a.tree() == pair.b.tree(), (point, pair.a.skipped(), pair.b.skipped())
+        contents = set(pair.a.tree().values())
+        assert {f"a's edit {n}".encode(), f"b's own edit {n}".encode()} <= contents, point
+    # Pages with more to come are only met by a new listing.
+    assert [x for x in missed if not x.startswith("client.state.page")] == []
+
+
+@pytest.mark.parametrize("point", sorted(LINK_POINTS))
+def test_a_link_cut_short_is_taken_up_again(accounts: Accounts, pair: Pair, point: str) -> None:
+    email = pair.a.status().email
+    folder = pair.a.folder.parent / "c"
+    code = accounts.ctl("device", "code", email)["code"]
+    url = accounts.cluster.status().metaserver_urls[0]
+    device = Device(folder)
+    assert device.run("link", url, "--code", code, fault=point).returncode == -signal.SIGKILL
+    done = device.run("link", url, "--code", code)
+    assert done.returncode == 0 or "linked already" in done.stderr, done.stderr
+    pair.a.write("f", "text")
+    settle(pair.a, device)
+    assert device.tree() == {"f": b"text"}
+
+
+def test_a_new_listing_cut_between_pages_goes_on(accounts: Accounts, pair: Pair) -> None:
+    for n in range(12):
+        pair.a.write(f"d{n % 3}/{n}", f"{n}")
+    pair.a.sync()
+    for point in ("client.state.page_before", "client.state.page_after:2"):
+        done = pair.b.run("sync", "--page-entries", "4", fault=point)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    settle(*pair)
+    assert pair.a.tree() == pair.b.tree()

@@ -1,0 +1,256 @@
+"""Blocks in and out through a real blockserver and a real metaserver."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.integration.blockserver.client import BlockClient, object_names, pack_of
+from tests.integration.blockserver.servers import Stack
+from wire.blocks import FrameStatus, format_frame_head
+from wire.errors import ErrorBody
+from wire.hashes import BLOCK_BYTES, block_hash
+
+pytestmark = pytest.mark.xdist_group("blockserver blocks")  # they share their servers
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+async def ada(stack: Stack) -> BlockClient:
+    return BlockClient(stack, await stack.new_user())
+
+
+@pytest.fixture
+async def bob(stack: Stack) -> BlockClient:
+    return BlockClient(stack, await stack.new_user())
+
+
+async def in_pieces(data: bytes):
+    for at in range(0, len(data), 50_000):
+        yield data[at : at + 50_000]
+
+
+@pytest.mark.parametrize("size", [1, 70_000, BLOCK_BYTES])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_block_goes_in_and_comes_out(ada: BlockClient, size: int, is_chunked: bool):
+    data = os.urandom(size)
+    assert await ada.missing(data) == [block_hash(data).hex()]
+    assert await ada.put(data, in_pieces(data) if is_chunked else data) is None
+    assert await ada.missing(data) == []
+    status, body, answer = await ada.get(data)
+    assert (status, body) == (200, data)
+    assert answer.headers["Content-Length"] == str(size)
+    assert await ada.put(data) is None
+    assert len(object_names(ada.stack, data)) == 1
+
+
+async def test_a_block_can_be_committed(ada: BlockClient):
+    data = os.urandom(1_000)
+    operation = await ada.user.put("/file", data)  # the rows are made ready beside the blockserver
+    other = os.urandom(1_000)
+    assert (await ada.user.write(operation)).verdicts[0].error is None
+    assert await ada.put(other) is None
+    frames = await ada.get_pack([other, data])
+    # Rows without an object, which only a test can bring about.
+    assert [f.status for f in frames] == [FrameStatus.OK, FrameStatus.CORRUPT]
+
+
+async def test_ranges(ada: BlockClient):
+    data = os.urandom(2_500_000)
+    await ada.put(data)
+    status, body, answer = await ada.get(data, Range="bytes=1000000-1999999")
+    assert (status, body) == (206, data[1_000_000:2_000_000])
+    assert answer.headers["Content-Range"] == "bytes 1000000-1999999/2500000"
+    etag = answer.headers["ETag"]
+    status, body, _ = await ada.get(data, Range="bytes=-10", **{"If-Range": etag})
+    assert (status, body) == (206, data[-10:])
+    status, body, _ = await ada.get(data, Range="bytes=-10", **{"If-Range": '"else"'})
+    assert (status, body) == (200, data)
+    status, body, answer = await ada.get(data, Range="bytes=2500000-")
+    assert status == 416
+    assert answer.headers["Content-Range"] == "bytes */2500000"
+    assert msgspec.json.decode(body, type=ErrorBody).error.code == "range_not_satisfiable"
+
+
+async def test_a_hash_alone_earns_nothing(ada: BlockClient, bob: BlockClient):
+    data = os.urandom(5_000)
+    await ada.put(data)
+    assert await bob.missing(data) == [block_hash(data).hex()]
+    status, _, _ = await bob.get(data)
+    assert status == 404
+    assert [f.status for f in await bob.get_pack([data])] == [FrameStatus.NOT_FOUND]
+    bob.ns = ada.ns
+    assert (await bob.get(data))[0] in (403, 404)
+    error = await bob.put(data)
+    assert error is not None
+    assert error.code in ("forbidden", "not_found")
+
+
+async def test_two_users_share_one_object(ada: BlockClient, bob: BlockClient):
+    data = os.urandom(5_000)
+    assert await ada.put(data) is None
+    assert await bob.put(data) is None
+    assert len(object_names(ada.stack, data)) == 1
+    assert (await bob.get(data))[1] == data
+
+
+async def test_racing_uploaders_leave_one_object(ada: BlockClient, bob: BlockClient):
+    for size in (1_000, 300_000, BLOCK_BYTES):
+        data = os.urandom(size)
+        outcomes = await asyncio.gather(*(who.put(data) for who in (ada, bob) * 4))
+        assert outcomes == [None] * 8
+        assert len(object_names(ada.stack, data)) == 1
+        assert (await ada.get(data))[1] == data
+        assert (await bob.get(data))[1] == data
+
+
+async def test_wrong_bytes_leave_no_row_and_no_object(ada: BlockClient):
+    data = os.urandom(10_000)
+    error = await ada.put(data, data[:-1] + b"?")
+    assert error is not None
+    assert error.code == "hash_mismatch"
+    assert object_names(ada.stack, data) == []
+    assert await ada.missing(data) == [block_hash(data).hex()]
+
+
+async def test_a_corrupt_block_is_never_handed_out(ada: BlockClient):
+    whole, cut, gone = os.urandom(200_000), os.urandom(200_000), os.urandom(200_000)
+    for data in (whole, cut, gone):
+        await ada.put(data)
+    places = {data: _path_of(ada.stack, data) for data in (whole, cut, gone)}
+    flipped = bytearray(whole)
+    flipped[100_000] ^= 1
+    places[whole].write_bytes(flipped)
+    places[cut].write_bytes(cut[:-1])
+    places[gone].unlink()
+    for data in (whole, cut, gone):
+        for headers in ({}, {"Range": "bytes=0-9"}):
+            status, body, _ = await ada.get(data, **headers)
+            assert status == 500
+            assert msgspec.json.decode(body, type=ErrorBody).error.code == "block_corrupt"
+    good = os.urandom(100)
+    await ada.put(good)
+    frames = await ada.get_pack([whole, good, cut, gone])
+    assert [f.status for f in frames] == [
+        FrameStatus.CORRUPT,
+        FrameStatus.OK,
+        FrameStatus.CORRUPT,
+        FrameStatus.CORRUPT,
+    ]
+    assert bytes(frames[1].data) == good
+
+
+def _path_of(stack: Stack, data: bytes) -> Path:
+    (name,) = object_names(stack, data)
+    return stack.folder / "blocks" / "objects" / name[:3] / name
+
+
+async def test_a_pack_of_many_small_blocks(ada: BlockClient):
+    blocks = [os.urandom(100 + i) for i in range(1_000)]
+    assert [v.error for v in await ada.put_pack(pack_of(*blocks))] == [None] * 1_000
+    assert await ada.missing(*blocks) == []
+    frames = await ada.get_pack(blocks)
+    assert [bytes(f.data) for f in frames] == blocks
+    before = ada.stack.objects()
+    assert [v.error for v in await ada.put_pack(pack_of(*blocks))] == [None] * 1_000
+    assert ada.stack.objects() == before
+
+
+async def test_each_block_of_a_pack_has_its_verdict(ada: BlockClient):
+    good, twice, bad = os.urandom(100), os.urandom(200), os.urandom(300)
+    wrong = format_frame_head(block_hash(bad), FrameStatus.OK, 3) + b"abc"
+    wrong_twin = format_frame_head(block_hash(twice), FrameStatus.OK, 3) + b"abc"
+    empty = format_frame_head(block_hash(b""), FrameStatus.OK, 0)
+    pack = pack_of(good, twice) + wrong + pack_of(twice) + wrong_twin + empty
+    verdicts = await ada.put_pack(pack)
+    codes = [v.error.code if v.error else None for v in verdicts]
+    assert codes == [None, None, "hash_mismatch", None, "hash_mismatch", "hash_mismatch"]
+    assert verdicts[2].hash == block_hash(bad).hex()
+    assert await ada.missing(good, twice, bad) == [block_hash(bad).hex()]
+    assert len(object_names(ada.stack, twice)) == 1
+    assert await ada.put_pack(b"") == []
+
+
+async def test_large_packs_both_ways(ada: BlockClient):
+    blocks = [os.urandom(BLOCK_BYTES) for _ in range(8)]
+    small = os.urandom(10)
+    assert [v.error for v in await ada.put_pack(pack_of(*blocks))] == [None] * 8
+    assert await ada.put(small) is None
+    frames = await ada.get_pack([*blocks, small, blocks[0]])
+    assert [f.status for f in frames] == [
+        *[FrameStatus.OK] * 7,
+        FrameStatus.OVER_LIMIT,
+        FrameStatus.OK,
+        FrameStatus.OVER_LIMIT,
+    ]
+    assert [bytes(f.data) for f in frames[:7]] == blocks[:7]
+
+
+async def test_many_at_once_then_nothing_is_held(ada: BlockClient):
+    blocks = [os.urandom(1_500_000) for _ in range(24)]
+    assert await asyncio.gather(*map(ada.put, blocks)) == [None] * 24
+    found = await asyncio.gather(*map(ada.get, blocks))
+    assert [body for _, body, _ in found] == blocks
+    async with ada.stack.http.get(f"{ada.stack.blockserver.url}/metrics") as answer:
+        metrics = await answer.text()
+    assert 'shardbox_block_held_bytes{direction="upload"} 0.0' in metrics
+    assert 'shardbox_block_held_bytes{direction="download"} 0.0' in metrics
+    assert 'shardbox_blocks_uploaded_total{outcome="stored"}' in metrics
+
+
+async def test_a_client_that_leaves_a_large_answer_holds_nothing(ada: BlockClient):
+    blocks = [os.urandom(BLOCK_BYTES) for _ in range(7)]
+    await ada.put_pack(pack_of(*blocks))
+    body = {"ns_id": ada.ns, "hashes": [block_hash(b).hex() for b in blocks]}
+    url = f"{ada.stack.blockserver.url}/v1/blocks/get_pack"
+    answer = await ada.stack.http.post(url, json=body, headers=ada.auth)
+    await answer.content.readexactly(100)
+    answer.close()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            async with ada.stack.http.get(f"{ada.stack.blockserver.url}/metrics") as metrics:
+                if 'shardbox_block_held_bytes{direction="download"} 0.0' in await metrics.text():
+                    break
+
+
+async def test_strangers_and_revoked_devices(ada: BlockClient):
+    data = os.urandom(100)
+    ada.auth = {"Authorization": "Bearer nonsense"}
+    error = await ada.put(data)
+    assert error is not None
+    assert error.code == "invalid_access_token"
+    assert (await ada.get(data))[0] == 401
+
+
+async def test_term_lets_an_upload_finish(ada: BlockClient):
+    """SIGTERM in the middle of a body: the upload is answered, then the server ends."""
+    data = os.urandom(1_000_000)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly():
+        yield data[:500_000]
+        begun.set()
+        await go_on.wait()
+        yield data[500_000:]
+
+    server = ada.stack.blockserver
+    upload = asyncio.create_task(ada.put(data, slowly()))
+    await begun.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            async with ada.stack.http.get(f"{server.url}/metrics") as answer:
+                if 'shardbox_block_held_bytes{direction="upload"} 0.0' not in await answer.text():
+                    break
+    server.signal(signal.SIGTERM)
+    async with asyncio.timeout(DEADLINE_S):
+        while "draining" not in server.log_text():
+            await asyncio.sleep(0)
+    go_on.set()
+    assert await upload is None
+    assert server.wait() == 0
+    assert '"drain_timeout"' not in server.log_text()
+    server.start()
+    assert (await ada.get(data))[1] == data

@@ -1,0 +1,137 @@
+"""`shardctl dev` with every process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ops.errors import EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE
+from ops.readiness import http_status
+from tests.support.dev import DevCluster
+
+pytestmark = pytest.mark.cluster
+
+SERVERS = ("metaserver-1", "metaserver-2", "blockserver", "notifserver")
+
+
+def shardctl(cluster: DevCluster, *args: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli", *args],
+        env={**os.environ, "SHARDBOX_DEV_DIR": str(cluster.layout.root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_everything_answers_on_the_loopback_interface_alone(dev_cluster: DevCluster) -> None:
+    status = msgspec.json.decode(shardctl(dev_cluster, "dev", "status", "--output", "json").stdout)
+
+    assert status["is_up"]
+    assert [p["name"] for p in status["processes"]] == ["directory", "shard-1", "shard-2", *SERVERS]
+    assert all(p["is_ready"] and Path(p["log"]).exists() for p in status["processes"])
+    for url in [*status["metaserver_urls"], status["blockserver_url"], status["notifserver_url"]]:
+        assert url.startswith("http://127.0.0.1:")
+        assert http_status(url, "/healthz") == http_status(url, "/metrics") == 200
+    ours = {f":{p['port']:04X}" for p in status["processes"]}
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    assert all(row[1].startswith("0100007F") for row in listening if row[1][8:] in ours and row[3] == "0A")
+
+
+def test_no_password_shows_in_arguments_or_logs_and_secrets_are_private(dev_cluster: DevCluster) -> None:
+    layout = dev_cluster.layout
+    passwords = [line.rpartition(":")[2] for line in layout.passfile.read_text().splitlines()]
+    arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in dev_cluster.pids().values())
+    logs = "".join(path.read_text(errors="replace") for path in (layout.root / "logs").iterdir())
+
+    assert len(set(passwords)) == 3
+    assert not any(password.encode() in arguments or password in logs for password in passwords)
+    for path in layout.secrets.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_commands_find_the_embedded_cluster(dev_cluster: DevCluster) -> None:
+    added = shardctl(dev_cluster, "user", "add", "ann@example.org", "--output", "json")
+    examined = msgspec.json.decode(shardctl(dev_cluster, "doctor", "--output", "json").stdout)
+
+    assert msgspec.json.decode(added.stdout)["email"] == "ann@example.org"
+    assert examined["is_healthy"]
+    assert sum(f["check"] == "ready" for f in examined["findings"]) == 4
+
+
+@pytest.mark.parametrize("name", ["metaserver-1", "blockserver", "notifserver"])
+def test_a_killed_server_comes_back_where_it_was(dev_cluster: DevCluster, name: str) -> None:
+    before = dev_cluster.process(name)
+
+    after = dev_cluster.wait_restarted(name, dev_cluster.kill(name))
+
+    assert (after.restarts, after.url) == (before.restarts + 1, before.url)
+
+
+def test_up_again_changes_nothing(dev_cluster: DevCluster) -> None:
+    before = dev_cluster.pids()
+
+    done = shardctl(dev_cluster, "dev", "up")
+
+    assert done.returncode == 0, done.stderr
+    assert dev_cluster.pids() == before
+    assert dev_cluster.status().metaserver_urls[0] in done.stdout
+
+
+def test_the_number_of_metaservers_can_be_changed_and_the_shards_cannot(dev_cluster: DevCluster) -> None:
+    before = dev_cluster.pids()
+
+    assert shardctl(dev_cluster, "dev", "up", "--metaservers", "3").returncode == 0
+    assert dev_cluster.process("metaserver-3").is_ready
+    assert shardctl(dev_cluster, "dev", "up", "--metaservers", "2").returncode == 0
+    assert dev_cluster.pids() == before
+
+    done = shardctl(dev_cluster, "dev", "up", "--shards", "3")
+    assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
+
+
+def test_down_ends_the_servers_before_their_databases_and_up_brings_the_data_back(
+    dev_cluster: DevCluster,
+) -> None:
+    shardctl(dev_cluster, "user", "add", "kept@example.org")
+    ports = {p.name: p.port for p in dev_cluster.status().processes}
+
+    assert shardctl(dev_cluster, "dev", "down").returncode == 0
+
+    log = dev_cluster.layout.log("supervisor").read_text()
+    stopped = [line.split()[1] for line in log.splitlines() if "stopped:" in line][-7:]
+    assert set(stopped[:2]) == {"blockserver", "notifserver"}
+    assert set(stopped[2:4]) == {"metaserver-1", "metaserver-2"}
+    assert "killed" not in "".join(line for line in log.splitlines()[-7:] if "stopped:" in line)
+    assert shardctl(dev_cluster, "dev", "status").returncode == EXIT_FAILURE
+    dev_cluster.up()
+    assert {p.name: p.port for p in dev_cluster.status().processes} == ports
+    assert "kept@example.org" in shardctl(dev_cluster, "user", "list").stdout
+
+
+def test_reset_asks_first_and_then_leaves_nothing(dev_cluster: DevCluster) -> None:
+    assert shardctl(dev_cluster, "dev", "reset").returncode != 0  # nobody answers
+    assert dev_cluster.status().is_up
+
+    assert shardctl(dev_cluster, "dev", "reset", "--yes").returncode == 0
+    assert not dev_cluster.layout.root.exists()
+    assert dev_cluster.pids() == {}
+    assert shardctl(dev_cluster, "dev", "status").returncode == EXIT_UNAVAILABLE
+
+
+def test_a_folder_with_something_else_in_it_is_neither_used_nor_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for command in (["up"], ["reset", "--yes"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ops.cli", "dev", *command, "--data-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -1,0 +1,212 @@
+"""The fence: reads and writes refuse what is not owned, refresh, and follow the map."""
+
+import asyncio
+import time
+
+import pytest
+
+from metaserver.services.heads import HeadService
+from sharding.bootstrap import create_cluster
+from sharding.router import Router
+from sharding.shardmap import Placement
+from tests.support.databases import FreshCluster
+from tests.support.estate import Estate, open_estate
+from tests.support.services import Services, run_services
+from tests.support.waiting import wait_until
+from wire.api import CreateFolder, ListFolder
+from wire.errors import NotFound, ShardUnavailable
+from wire.ids import slot_of, system_ns
+
+PATIENCE_S = 2.5
+"""A caller is to hear within 2 s; the rest is for a busy machine."""
+
+
+async def names(estate: Estate) -> list[str]:
+    result = await estate.services.reads.list_folder(estate.user.caller, ListFolder())
+    return [str(entry.name) for entry in result.entries]
+
+
+async def assert_refused(estate: Estate) -> None:
+    """A read and a write are refused in time, retryably, and nothing is written."""
+    heads = await estate.heads()
+    started = time.monotonic()
+    outcomes = await asyncio.gather(
+        names(estate), estate.user.write(CreateFolder(path="/refused")), return_exceptions=True
+    )
+    assert time.monotonic() - started < PATIENCE_S
+    for outcome in outcomes:
+        assert isinstance(outcome, ShardUnavailable), outcome
+        assert outcome.retryable
+    assert await estate.heads() == heads
+
+
+async def assert_at(estate: Estate, shard: str, name: str) -> None:
+    """A read and a write work, and happen on that shard alone."""
+    heads = await estate.heads()
+    assert "before" in await names(estate)
+    await estate.user.ok(CreateFolder(path=f"/{name}"))
+    assert name in await names(estate)
+    assert await estate.heads() == heads | {shard: heads[shard] + 1}
+    assert estate.placement().shard == shard
+
+
+async def test_a_later_epoch_on_the_same_shard_is_followed(estate: Estate):
+    await estate.own(estate.home, 7, "a")
+    await assert_at(estate, estate.home, "after")
+    assert estate.placement() == Placement(estate.home, 7)
+    await estate.publish(estate.home, 7)
+    assert await estate.services.router.refresh()
+    await assert_at(estate, estate.home, "published")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "state"),
+    [(0, "a"), (1, "i"), (2, "f"), (2, "g")],
+    ids=["an earlier epoch", "importing", "fenced", "gone"],
+)
+async def test_what_is_not_owned_is_refused(estate: Estate, epoch: int, state: str):
+    await estate.own(estate.home, epoch, state)
+    await assert_refused(estate)
+    await estate.own(estate.home, 3, "a")  # an abort raises the epoch
+    await assert_at(estate, estate.home, "after")
+
+
+async def test_no_row_at_all_is_refused(slot_estate: Estate):
+    conn = slot_estate.conns[slot_estate.home]
+    await conn.execute("DELETE FROM local.ownership WHERE ns_id = %s", [slot_estate.key])
+    await assert_refused(slot_estate)
+
+
+async def test_the_map_is_followed(estate: Estate):
+    await estate.move(estate.home, estate.away, 2, names_successor=False)
+    await assert_refused(estate)
+    await estate.publish(estate.away, 2)
+    await assert_at(estate, estate.away, "after")
+    # And back again.
+    await estate.move(estate.away, estate.home, 3, names_successor=False)
+    await estate.publish(estate.home, 3)
+    await assert_at(estate, estate.home, "back")
+
+
+async def test_a_successor_is_followed_before_the_map_knows(estate: Estate):
+    await estate.move(estate.home, estate.away, 2)
+    await assert_at(estate, estate.away, "after")
+    assert estate.services.router.map.version == 1
+
+
+async def test_a_successor_is_followed_while_the_directory_is_out_of_reach(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+):
+    nowhere = "host=127.0.0.1 port=1 dbname=none connect_timeout=1"
+    monkeypatch.setattr(estate.services.router, "_directory_conninfo", nowhere)
+    await estate.move(estate.home, estate.away, 2)
+    await assert_at(estate, estate.away, "after")
+    await estate.move(estate.away, estate.home, 3)
+    await assert_at(estate, estate.home, "back")
+    await estate.own(estate.home, 4, "g")
+    await assert_refused(estate)
+
+
+async def test_what_was_learned_gives_way_to_the_map(estate: Estate):
+    await estate.move(estate.home, estate.away, 2)
+    await assert_at(estate, estate.away, "after")
+    await estate.publish(estate.away, 2)
+    assert await estate.services.router.refresh()
+    assert estate.services.router._learned == {}
+    await assert_at(estate, estate.away, "published")
+
+
+async def test_a_late_activation_matches_nothing_after_an_abort(estate: Estate):
+    """The source fenced at 2 and named its successor; the move was given up at 3."""
+    await estate.own(estate.away, 1, "i")
+    await estate.own(estate.home, 2, "f", (estate.away, 2))
+    await assert_refused(estate)
+    await estate.own(estate.away, 3, "i")
+    await estate.own(estate.home, 3, "a")
+    await estate.publish(estate.home, 3)
+    await assert_at(estate, estate.home, "after")
+
+
+async def test_requests_in_a_cutover_see_no_error(estate: Estate):
+    await estate.own(estate.home, 2, "f", (estate.away, 2))
+    await estate.copy(estate.home, estate.away)
+    heads = await estate.heads()
+    before = estate.services.router._refreshed_at
+    reading = asyncio.create_task(names(estate))
+    writing = asyncio.create_task(estate.user.ok(CreateFolder(path="/in between")))
+    await wait_until(lambda: estate.services.router._refreshed_at > before, "a request that met the fence")
+    await estate.own(estate.away, 2, "a")
+    await estate.own(estate.home, 2, "g", (estate.away, 2))
+    assert "before" in await reading
+    assert (await writing).name == "in between"
+    assert await estate.heads() == heads | {estate.away: heads[estate.away] + 1}
+
+
+async def test_a_cursor_survives_a_move(estate: Estate):
+    listed = await estate.services.reads.list_folder(estate.user.caller, ListFolder(recursive=True))
+    await estate.move(estate.home, estate.away, 2)
+    await estate.publish(estate.away, 2)
+    await estate.user.ok(CreateFolder(path="/after"))
+    page = await estate.services.reads.list_folder_continue(estate.user.caller, listed.cursor)
+    assert [entry.name for entry in page.entries] == ["after"]
+
+
+async def test_a_single_namespace_moves_and_its_slot_stays(services: Services, fresh_cluster: FreshCluster):
+    async with open_estate(services, fresh_cluster, "namespace") as estate:
+        await estate.move(estate.home, estate.away, 2)
+        await estate.publish(estate.away, 2)
+        await assert_at(estate, estate.away, "after")
+        slot_ns = system_ns(slot_of(estate.ns_id))
+        assert services.router.placement(slot_ns) == Placement(estate.home, 1)
+        async with run_services(fresh_cluster) as again:
+            assert again.router.placement(estate.ns_id) == Placement(estate.away, 2)
+            listed = await again.reads.list_folder(estate.user.caller, ListFolder())
+            assert sorted(str(entry.name) for entry in listed.entries) == ["after", "before"]
+
+
+async def test_an_own_row_covers_its_slots(slot_estate: Estate):
+    """The slot goes; a namespace with an active row of its own stays."""
+    estate = slot_estate
+    await estate.own(estate.home, 2, "g", (estate.away, 2))
+    estate.key = estate.ns_id
+    await estate.own(estate.home, 3, "a")
+    await estate.publish(estate.home, 3)
+    await assert_at(estate, estate.home, "after")
+
+
+async def test_heads_are_unknown_where_ownership_is_not_proved(estate: Estate):
+    service = HeadService(estate.services.router)
+    assert await service.get_heads([estate.ns_id]) == [1]
+    await estate.move(estate.home, estate.away, 2)
+    assert await service.get_heads([estate.ns_id]) == [-1]
+    await estate.publish(estate.away, 2)
+    assert await service.get_heads([estate.ns_id]) == [-1]  # it has met the fence, and looked at the map
+    assert await service.get_heads([estate.ns_id]) == [1]
+
+
+async def test_a_slot_that_is_not_in_use_is_not_found(services):
+    user = await services.user()
+    beyond = (64 << 51) + 5
+    with pytest.raises(NotFound):
+        await services.reads.list_folder(user.caller, ListFolder(path=f"ns:{beyond}"))
+    with pytest.raises(NotFound):
+        await user.write(CreateFolder(path=f"ns:{beyond}/x"))
+
+
+async def test_a_start_without_the_directory_uses_the_kept_map(fresh_cluster, tmp_path, monkeypatch):
+    create_cluster(fresh_cluster.directory_dsn, fresh_cluster.shards)
+    kept = tmp_path / "map.json"
+    first = Router(fresh_cluster.directory_dsn, kept, "test")
+    await first.open()
+    known = first.map
+    await first.close()
+    second = Router("host=127.0.0.1 port=1 dbname=none", kept, "test")
+    await second.open()
+    assert second.map == known
+    assert second.shards_out() == []
+    await second.close()
+    kept.write_text("{not a map")
+    third = Router("host=127.0.0.1 port=1 dbname=none", kept, "test")
+    await third.open()
+    assert not third.is_ready
+    await third.close()

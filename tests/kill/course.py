@@ -1,0 +1,256 @@
+"""The course: each victim killed under load, then what must hold is checked."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from metaserver.services.access import AccessService
+from metaserver.services.accounts import AccountService
+from metaserver.services.devices import DeviceService
+from ops.supervisor import SUPERVISOR
+from sharding.router import Router
+from sharding.tx import Transactions
+from tests.kill.api import ApiDevice
+from tests.kill.load import Committer, Editor, SyncClient, root_of, wait_until_equal
+from tests.support.dev import DevCluster
+
+SETTLE_S = 60.0
+WAKE_S = 20.0
+"""A wake-up may wait for a lease to lapse (2 s), a server to come back and a sweep; not for a poll's end."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What build/test/kill.json holds."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    client_fault_points: int = 0
+    server_fault_points: int = 0
+    trees_equal: bool = True
+    acked: int = 0
+    acked_missing: int = 0
+    journal_gaps: int = 0
+    wakeups_lost: int = 0
+    other_shards_errors: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"kills": dict(self.kills)}
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything held."""
+        return self.trees_equal and not (
+            self.acked_missing or self.journal_gaps or self.wakeups_lost or self.other_shards_errors
+        )
+
+
+@dataclass(slots=True)
+class Course:
+    """A cluster under load and the devices in it."""
+
+    cluster: DevCluster
+    report: Report
+    router: Router
+    committers: list[Committer]
+    clients: list[SyncClient]
+    editors: list[Editor]
+    make_code: Callable[[], Awaitable[str]]
+    """A link code of the account that syncs."""
+
+    async def kill(self, name: str) -> None:
+        """kill -9 one process in the midst of the load; it comes back by itself."""
+
+        async def fault() -> None:
+            pid = await asyncio.to_thread(self.cluster.kill, name)
+            if name == SUPERVISOR:  # nobody restarts the supervisor but the next `dev up`
+                await asyncio.to_thread(self.cluster.up)
+            else:
+                await asyncio.to_thread(self.cluster.wait_restarted, name, pid)
+
+        await self._round(name, fault)
+        self.report.kills[name] += 1
+
+    async def stop_shard(self, name: str, seconds: float) -> None:
+        """Stop all processes of a shard's PostgreSQL for a while, then let them go on."""
+
+        async def fault() -> None:
+            postmaster = psutil.Process(self.cluster.pids()[name])
+            stopped = [postmaster, *postmaster.children(recursive=True)]
+            for process in stopped:
+                process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)  # the fault itself: a server that hangs this long
+            finally:
+                for process in stopped:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal.SIGCONT)
+
+        await self._round(name, fault)
+        self.report.kills[f"{name} stopped"] += 1
+
+    async def _round(self, victim: str, fault: Callable[[], Any]) -> None:
+        for committer in self.committers:
+            # A shard's or the directory's fault is nobody else's.
+            is_database = victim == "directory" or victim in self.router.map.shards
+            committer.must_not_fail = is_database and committer.shard != victim
+        load = [asyncio.create_task(committer.run()) for committer in self.committers]
+        for editor in self.editors:
+            editor.start()
+        try:
+            await self._progress(10, load)
+            await fault()
+            await self._progress(10, load)
+        finally:
+            for editor in self.editors:
+                await asyncio.to_thread(editor.stop)
+            for task in load:
+                task.cancel()
+            await asyncio.gather(*load, return_exceptions=True)
+        await self._check(victim)
+
+    async def _progress(self, commits: int, load: "list[asyncio.Task[None]]") -> None:
+        """Until every account has had so many more commits acknowledged."""
+        goals = [len(committer.device.acked) + commits for committer in self.committers]
+        deadline = asyncio.get_running_loop().time() + SETTLE_S
+        while any(len(c.device.acked) < goal for c, goal in zip(self.committers, goals, strict=True)):
+            for task in load:
+                if task.done():  # it never ends by itself
+                    task.result()
+            assert asyncio.get_running_loop().time() < deadline, "commits are not acknowledged any more"
+            await asyncio.sleep(0.02)
+
+    async def _check(self, victim: str) -> None:
+        for committer in self.committers:
+            if not await _becomes_true(lambda c=committer: c.device.seen_jid >= c.last_acked, WAKE_S):
+                self.report.wakeups_lost += 1
+                self.report.notes.append(
+                    f"{victim}: {committer.shard} seen {committer.device.seen_jid} of {committer.last_acked}"
+                )
+            self.report.other_shards_errors += len(committer.errors)
+            self.report.notes += [f"{victim}: {committer.shard}: {error}" for error in committer.errors[:3]]
+            committer.errors.clear()
+        a, b = (client.folder for client in self.clients)
+        for client in self.clients:
+            if not client.is_running:
+                self.report.trees_equal = False
+                self.report.notes.append(f"{victim}: the client of {client.folder} ended")
+                client.start()
+        if not await asyncio.to_thread(wait_until_equal, a, b, SETTLE_S):
+            self.report.trees_equal = False
+            self.report.notes.append(f"{victim}: the trees differ")
+
+    def check_journals(self) -> None:
+        """Look into the databases: are all acknowledged commits there, and no jid missing?"""
+        for name in self.router.map.shards:
+            with self.cluster.connect(name) as conn:
+                gaps = conn.execute(
+                    "SELECT count(*) FROM ns.namespaces n WHERE n.head <> (SELECT count(*) FROM"
+                    " ns.server_file_journal j WHERE j.ns_id = n.ns_id AND j.jid BETWEEN 1 AND n.head)"
+                ).fetchone()
+                assert gaps is not None
+                self.report.journal_gaps += gaps[0]
+                for committer in self.committers:
+                    if committer.shard != name:
+                        continue
+                    found = dict(
+                        conn.execute(
+                            "SELECT jid, name FROM ns.server_file_journal WHERE ns_id = %s",
+                            [root_of(committer.device)],
+                        ).fetchall()
+                    )
+                    acked = committer.device.acked
+                    self.report.acked += len(acked)
+                    self.report.acked_missing += sum(
+                        found.get(jid) != path.rpartition("/")[2] for path, jid in acked.items()
+                    )
+
+
+@asynccontextmanager
+async def running_course(cluster: DevCluster, folder: Path, report: Report) -> AsyncIterator[Course]:
+    """One account per shard that commits and polls over HTTP, and one account with two sync clients."""
+    status = cluster.status()
+    async with AsyncExitStack() as stack:
+        router = Router(status.directory_dsn, None, "kill")
+        stack.push_async_callback(router.close)
+        await router.open()
+        tx = Transactions(router)
+        accounts, devices = AccountService(tx), DeviceService(tx, AccessService(tx), None)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=False))
+        )
+        committers: dict[str, Committer] = {}
+        number = 0
+        while len(committers) < len(router.map.shards):
+            number += 1
+            account = await accounts.create_account(f"load{number}@kill.example", f"Load {number}")
+            shard = router.placement(account.root_ns).shard
+            if shard in committers:
+                continue
+            device = await ApiDevice.link(
+                session,
+                status.metaserver_urls,
+                status.blockserver_url,
+                status.notifserver_url,
+                await devices.make_code(account.account_id),
+            )
+            committers[shard] = Committer(device, shard, router.map)
+        synced = await accounts.create_account("sync@kill.example", "Sync")
+
+        async def make_code() -> str:
+            return await devices.make_code(synced.account_id)
+
+        clients = await _link_clients(make_code, status.metaserver_urls[0], folder)
+        for client in clients:
+            client.start()
+            stack.callback(client.stop)
+        for committer in committers.values():
+            follower = asyncio.create_task(committer.device.follow())
+            stack.push_async_callback(_cancel, follower)
+        editors = [Editor(client.folder, client.folder.name, seed) for seed, client in enumerate(clients)]
+        yield Course(cluster, report, router, list(committers.values()), clients, editors, make_code)
+
+
+async def _link_clients(make_code: Callable[[], Awaitable[str]], url: str, folder: Path) -> list[SyncClient]:
+    clients: list[SyncClient] = []
+    for name in ("a", "b"):
+        await asyncio.to_thread(link_folder, url, await make_code(), folder / name)
+        clients.append(SyncClient(folder / name, folder / f"{name}.log"))
+    return clients
+
+
+def link_folder(url: str, code: str, folder: Path) -> None:
+    """`shardbox link`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [sys.executable, "-m", "client", "link", url, "--code", code, "--name", folder.name, str(folder)],
+        check=True,
+        capture_output=True,
+    )
+
+
+async def _becomes_true(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

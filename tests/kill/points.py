@@ -1,0 +1,207 @@
+"""Fault points: a client or a server dies at each of them, and what follows must be as if it had not."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import secrets
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import blockserver.main
+import client.cli
+import metaserver.main
+import notifserver.main
+from loadtest.trees import read_tree
+from tests.kill.api import ApiDevice, Failed, empty_file
+from tests.kill.course import Report, link_folder
+from tests.kill.load import run_client
+from tests.support.dev import DevCluster
+from tests.support.waiting import wait_for
+from wire import faults
+from wire.hashes import BLOCK_BYTES
+
+ENTRY_POINTS = (client.cli, metaserver.main, blockserver.main, notifserver.main)
+"""What declares the points of a process; importing it is enough."""
+OFFLINE = ("metaserver.accounts.", "sharding.bootstrap.")
+"""Steps of operators' commands, which no server takes: cut by their own tests."""
+MakeCode = Callable[[], str]
+
+
+def client_points() -> list[str]:
+    """Every point of the sync client."""
+    return [name for name in faults.declared() if name.startswith("client.")]
+
+
+def server_points() -> list[str]:
+    """Every point of the servers."""
+    servers = ("metaserver.", "sharding.", "blockserver.", "notifserver.")
+    return [n for n in faults.declared() if n.startswith(servers) and not n.startswith(OFFLINE)]
+
+
+class ClientPoints:
+    """Two folders of one account, cut at one point after another while both sides change things."""
+
+    def __init__(self, url: str, make_code: MakeCode, folder: Path, report: Report):
+        self._url = url
+        self._make_code = make_code
+        self._folder = folder
+        self._report = report
+        self._number = 0
+        self._a, self._b = folder / "point a", folder / "point b"
+        for device in (self._a, self._b):
+            link_folder(url, make_code(), device)
+        self._change()
+        self._settle()
+
+    def cut(self, point: str) -> None:
+        """Kill a client at a point, let everything go on, and compare the trees."""
+        token = self._folder / "token"
+        token.touch()
+        fault = f"{point}@{token}"
+        self._change()
+        for device in (self._a, self._b, self._a):
+            if token.exists():
+                self._expire_access(device)
+                run_client(device, fault=fault)
+        if token.exists():
+            self._cut_new_device(fault)
+        if token.exists():
+            self._report.notes.append(f"{point} was not reached")
+            token.unlink()
+        else:
+            self._report.client_fault_points += 1
+        self._settle()
+        if read_tree(self._a) != read_tree(self._b):
+            self._report.trees_equal = False
+            self._report.notes.append(f"{point}: the trees differ")
+
+    def _cut_new_device(self, fault: str) -> None:
+        """Linking and the first listing come once in a device's life."""
+        new, code = self._folder / f"new {self._number}", self._make_code()
+        new.mkdir()
+        link = ["link", self._url, "--code", code, "--name", "new", str(new)]
+        for env in (os.environ | {"SHARDBOX_FAULT": fault}, os.environ):
+            done = subprocess.run(
+                [sys.executable, "-m", "client", *link], env=env, capture_output=True, check=False
+            )
+            # A link that was cut after its last step is there already.
+            if done.returncode >= 0 and (new / ".shardbox").is_dir():
+                break
+        run_client(new, fault=fault)
+        run_client(new)
+        if read_tree(new) != read_tree(self._a):
+            self._report.trees_equal = False
+            self._report.notes.append(f"{fault}: a new device's tree differs")
+        shutil.rmtree(new)
+
+    def _settle(self) -> None:
+        for device in (self._a, self._b) * 2:
+            run_client(device)
+
+    def _expire_access(self, device: Path) -> None:
+        """Have the client renew its access token."""
+        with contextlib.closing(sqlite3.connect(device / ".shardbox" / "state.db")) as state, state:
+            state.execute("UPDATE facts SET value = '0' WHERE name = 'access_until'")
+
+    def _change(self) -> None:
+        """Something of every kind on both sides: adds, edits, renames, moves, deletes, and a conflict."""
+        self._number += 1
+        n, rng = self._number, random.Random(self._number)
+        a, b = self._a, self._b
+        (a / f"dir {n}" / "deep").mkdir(parents=True)
+        for name in ("one.txt", "deep/two.txt"):
+            (a / f"dir {n}" / name).write_bytes(rng.randbytes(3_000))
+        (a / "edited.txt").write_text(f"edited {n}\n")
+        (a / "big.bin").write_bytes(rng.randbytes(BLOCK_BYTES + 5_000))
+        (b / f"from b {n}.txt").write_text(f"b {n}\n")
+        (b / f"folder of b {n}").mkdir()
+        if n > 1:
+            (a / f"dir {n - 1}").rename(a / f"renamed {n - 1}")
+            (a / f"renamed {n - 1}" / "one.txt").rename(a / f"moved {n - 1}.txt")
+            (a / f"from b {n - 1}.txt").unlink()
+            (b / f"folder of b {n - 1}").rmdir()
+            (a / "both.txt").write_text(f"a's {n}\n")
+            (b / "both.txt").write_text(f"b's {n}\n")
+        if n > 2:
+            shutil.rmtree(a / f"renamed {n - 2}")
+
+
+class ServerPoints:
+    """A server that dies at a point while a client syncs and a device writes."""
+
+    def __init__(
+        self, cluster: DevCluster, make_code: MakeCode, device: ApiDevice, folder: Path, report: Report
+    ):
+        self._cluster = cluster
+        self._device = device
+        self._report = report
+        self._folder = folder / "server points"
+        self._make_code = make_code
+        self._url = cluster.status().metaserver_urls[0]
+        link_folder(self._url, make_code(), self._folder)
+
+    async def cut(self, point: str) -> None:
+        """Kill a server at a point; the request that met it is retried, and nothing is lost or doubled."""
+        token = self._folder.parent / "server token"
+        token.touch()
+        names = [n for n in self._cluster.pids() if n.startswith(_servers_of(point))]
+        config = self._cluster.layout.config_file
+        config.write_text(
+            json.dumps({"env": {name: {"SHARDBOX_FAULT": f"{point}@{token}"} for name in names}})
+        )
+        try:
+            for name in names:
+                pid = await asyncio.to_thread(self._cluster.kill, name)
+                await asyncio.to_thread(self._cluster.wait_restarted, name, pid)
+            await self._drive(token)
+        finally:
+            config.unlink()
+        if token.exists():
+            token.unlink()
+            self._report.notes.append(f"{point} was not reached")
+        else:
+            self._report.server_fault_points += 1
+
+    async def _drive(self, token: Path) -> None:
+        """Do everything that has a point until one of the servers has died of it."""
+        for _ in range(5):
+            (self._folder / f"{secrets.token_hex(8)}.bin").write_bytes(os.urandom(2_000))
+            await asyncio.to_thread(run_client, self._folder)
+            await self._device.commit(empty_file(f"/points/{secrets.token_hex(8)}"))
+            new = self._folder.parent / f"linked {secrets.token_hex(4)}"
+            with contextlib.suppress(subprocess.CalledProcessError):
+                code = await asyncio.to_thread(self._make_code)
+                await asyncio.to_thread(link_folder, self._url, code, new)
+                await asyncio.to_thread(_expire_and_sync, new)
+            shutil.rmtree(new, ignore_errors=True)
+            with contextlib.suppress(AssertionError):
+                await asyncio.to_thread(
+                    wait_for, lambda: not token.exists(), "the server's death", timeout_s=1.5
+                )
+                break
+        with contextlib.suppress(Failed):
+            await self._device.commit(empty_file(f"/points/{secrets.token_hex(8)}"))
+
+
+def _expire_and_sync(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / ".shardbox" / "state.db")) as state, state:
+        state.execute("UPDATE facts SET value = '0' WHERE name = 'access_until'")
+    run_client(folder)
+
+
+def _servers_of(point: str) -> str:
+    return "blockserver" if point.startswith("blockserver.") else "metaserver"
+
+
+def spread(points: Iterable[str], count: int | None) -> list[str]:
+    """All points, or `count` of them from one end to the other."""
+    found = list(points)
+    if count is None or count >= len(found):
+        return found
+    return [found[i * len(found) // count] for i in range(count)]

@@ -1,0 +1,1 @@
+"""Fixtures: real servers for every test that touches one."""

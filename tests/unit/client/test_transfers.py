@@ -1,0 +1,120 @@
+"""Files up and down, by pieces, with calls of the test's own."""
+
+import asyncio
+import errno
+import os
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from client import download
+from client.calls import Calls
+from client.disk import fingerprint_of
+from client.download import DownloadJob, Fetched
+from client.transfer import Failed, failure
+from client.upload import WINDOW_BLOCKS, WINDOWS, Prepared, Uploader, UploadJob
+from wire.blocks import PutVerdict
+from wire.errors import ShardUnavailable
+from wire.hashes import BLOCK_BYTES, BlockHash, block_hash, content_hash
+
+BLOCKS = 3 * WINDOWS * WINDOW_BLOCKS + 1
+
+
+class Slow:
+    """Takes blocks when it is told to, and counts those under way."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.taken: set[BlockHash] = set()
+        self.held = self.held_max = 0
+        self.refused: BlockHash | None = None
+
+    async def ask_missing(self, hashes: list[BlockHash]) -> set[BlockHash]:
+        return set(hashes)
+
+    async def put_block(self, block: BlockHash, data: bytes) -> PutVerdict:
+        self.held += 1
+        self.held_max = max(self.held, self.held_max)
+        await self.gate.wait()
+        self.held -= 1
+        self.taken.add(block)
+        error = ShardUnavailable().info() if block == self.refused else None
+        return PutVerdict(hash=block.hex(), error=error)
+
+
+def big_job(tmp_path: Path) -> tuple[UploadJob, list[BlockHash]]:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        for n in range(BLOCKS):
+            file.seek(n * BLOCK_BYTES)
+            file.write(n.to_bytes(8, "big"))
+        file.truncate(BLOCKS * BLOCK_BYTES)
+    with path.open("rb") as file:
+        blocks = [block_hash(file.read(BLOCK_BYTES)) for _ in range(BLOCKS)]
+    return UploadJob(1, os.fsencode(path), fingerprint_of(path.stat())), blocks
+
+
+async def test_a_big_file_is_read_on_while_a_bounded_part_of_it_is_sent(tmp_path: Path) -> None:
+    job, blocks = big_job(tmp_path)
+    slow = Slow()
+    running = asyncio.create_task(Uploader(cast("Calls", slow), Counter()).run_big(job))
+    async with asyncio.timeout(20):
+        while slow.held < WINDOWS * WINDOW_BLOCKS:
+            await asyncio.sleep(0.01)
+        slow.gate.set()
+        result = await running
+    assert isinstance(result, Prepared)
+    assert result.hashed.blocks == blocks
+    assert slow.taken == set(blocks)
+    assert slow.held_max <= WINDOWS * WINDOW_BLOCKS
+
+
+async def test_a_refused_block_is_the_files_failure(tmp_path: Path) -> None:
+    job, blocks = big_job(tmp_path)
+    slow = Slow()
+    slow.refused = blocks[3]
+    slow.gate.set()
+    result = await Uploader(cast("Calls", slow), Counter()).run_big(job)
+    assert isinstance(result, Failed)
+    assert result.reason == "shard_unavailable"
+
+
+async def test_a_file_that_shrinks_meanwhile_is_changing(tmp_path: Path) -> None:
+    job, _ = big_job(tmp_path)
+    slow = Slow()
+    running = asyncio.create_task(Uploader(cast("Calls", slow), Counter()).run_big(job))
+    async with asyncio.timeout(20):
+        while not slow.held:
+            await asyncio.sleep(0.01)
+        os.truncate(job.path, 5)
+        slow.gate.set()
+        with pytest.raises(Exception) as caught:
+            await running
+    assert failure(1, caught.value).reason == "changing"
+
+
+def test_a_disk_that_fills_up_between_two_files_keeps_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [b"one", b"two"]
+    jobs: list[tuple[DownloadJob, list[BlockHash]]] = []
+    for n, data in enumerate(contents):
+        blocks = [block_hash(data)]
+        temp = os.fsencode(tmp_path / f"temp {n}")
+        jobs.append((DownloadJob(n, "", 3, content_hash(blocks), "", blocks, temp), blocks))
+    written = os.pwrite
+
+    def pwrite(handle: int, data: memoryview, offset: int) -> int:
+        if bytes(data) == b"two":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(handle, data, offset)
+
+    monkeypatch.setattr(download, "os", SimpleNamespace(**vars(os) | {"pwrite": pwrite}))
+    first, second = download._write_group(jobs, {block_hash(data): data for data in contents})
+    assert isinstance(first, Fetched)
+    assert isinstance(second, Failed)
+    assert second.reason == "disk_full"
+    assert [path.name for path in tmp_path.iterdir()] == ["temp 0"]
