@@ -3,8 +3,8 @@
 A switch replaces a function, a method or a statement of the code under test, or of the reader.
 """
 
-from collections.abc import contextlib
-import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
