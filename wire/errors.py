@@ -228,6 +228,30 @@ class AlreadyExists(ShardboxError):
     code, status = "already_exists", 409
 
 
+class QuotaExceeded(ShardboxError):
+    """The account's quota has no room for this."""
+
+    code, status = "insufficient_space", 409
+
+
+class UploadSessionNotFound(ShardboxError):
+    """There is no such upload session, or it has expired."""
+
+    code, status = "upload_session_not_found", 404
+
+
+class UploadSessionCommitted(ShardboxError):
+    """The upload session has been committed with another request."""
+
+    code, status = "upload_session_committed", 409
+
+
+class InvalidUploadUrl(ShardboxError):
+    """A signed upload address that is forged, or has expired: ask for a new one."""
+
+    code, status = "invalid_upload_url", 403
+
+
 class UploadExpired(ShardboxError):
     """The upload of this block was overtaken; send it again."""
 
@@ -253,6 +277,18 @@ class Overloaded(ShardboxError):
     """Too much at once; try again later."""
 
     code, status, retryable = "overloaded", 503, True
+
+
+class TooManyWriteOperations(ShardboxError):
+    """Too many writers wait for this namespace; come again after Retry-After."""
+
+    code, status, retryable = "too_many_write_operations", 429, True
+
+
+class TooManyRequests(ShardboxError):
+    """The account asks more often than its rate; come again after Retry-After."""
+
+    code, status, retryable = "too_many_requests", 429, True
 
 
 class UpstreamUnavailable(ShardboxError):

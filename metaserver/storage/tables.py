@@ -27,6 +27,13 @@ namespaces = sa.Table(
         "modified_us", sa.BigInteger, nullable=False, comment="server_modified of the head; only rises"
     ),
     sa.Column("lost_ranges", ARRAY(sa.BigInteger), nullable=False, comment="pairs: old head, new start"),
+    sa.Column(
+        "live_bytes",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="sizes of the live files, and of those below `usage_debts`",
+    ),
     # Every commit updates this row: room for its versions in the page keeps the updates heap-only.
     postgresql_with={"fillfactor": 50},
 )
@@ -79,6 +86,45 @@ journal = sa.Table(
     sa.Column("blocklist", BYTEA, comment="concatenated digests"),
 )
 
+usage_debts = sa.Table(
+    "usage_debts",
+    metadata,
+    _ns_id(),
+    # A deleted folder is one row, whatever lies below it: what its files took is given back afterwards.
+    sa.Column("entry_id", sa.BigInteger, primary_key=True, autoincrement=False, comment="a deleted folder"),
+)
+
+upload_sessions = sa.Table(
+    "upload_sessions",
+    metadata,
+    _ns_id(),
+    sa.Column("session_id", BYTEA, primary_key=True, comment="16 random bytes"),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("parent_id", sa.BigInteger, nullable=False, comment="entry id; 0 is the root folder"),
+    sa.Column("file_name", sa.Text, nullable=False),
+    sa.Column("file_size", sa.BigInteger, nullable=False),
+    sa.Column("content_hash", BYTEA, nullable=False),
+    sa.Column("blocklist", BYTEA, comment="concatenated digests; null: not told when the session began"),
+    sa.Column("expires_at", Timestamp, nullable=False),
+    sa.Column("commit_digest", BYTEA, comment="SHA-256 of the commit that used it up"),
+    sa.Column("commit_answer", BYTEA, comment="its answer, as msgpack"),
+)
+
+upload_targets = sa.Table(
+    "upload_targets",
+    metadata,
+    _ns_id(),
+    sa.Column("session_id", BYTEA, primary_key=True),
+    sa.Column("hash", BYTEA, primary_key=True),
+    sa.Column("generation", BYTEA, nullable=False, comment="of the object that the client writes"),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["ns_id", "session_id"],
+        ["ns.upload_sessions.ns_id", "ns.upload_sessions.session_id"],
+        ondelete="CASCADE",
+    ),
+)
+
 outbox = sa.Table(
     "outbox",
     metadata,
@@ -122,6 +168,18 @@ accounts = sa.Table(
     sa.Column("email", sa.Text, nullable=False),
     sa.Column("display_name", sa.Text, nullable=False),
     sa.Column("created_at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("quota_bytes", sa.BigInteger, comment="null: the cluster's default"),
+)
+
+identities = sa.Table(
+    "identities",
+    metadata,
+    _ns_id(),
+    # Under the system namespace of the slot of the SHA-256 of issuer, NUL, subject.
+    sa.Column("issuer", sa.Text(collation="C"), primary_key=True),
+    sa.Column("subject", sa.Text(collation="C"), primary_key=True),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("since", Timestamp, nullable=False, server_default=sa.func.now()),
 )
 
 emails = sa.Table(
