@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from runtime.logs import get_log
+from runtime.logs import bind_place, get_log
 from sharding.locks import SLOT_LOCK_CLASS
 from sharding.pool import GET_TIMEOUT_S, Connection, ShardPool
 from sharding.router import Router
@@ -149,6 +149,7 @@ class Transactions:
 
         async def attempt() -> T:
             pool, placements = self._on_one_shard(keys)
+            bind_place(keys[0], pool.shard, placements[keys[0]].epoch)
             async with (
                 self._writers.turn(keys if kind is TxKind.JOURNALLED else ()),
                 pool.connection() as conn,
@@ -196,6 +197,7 @@ class Transactions:
 
         async def attempt() -> list[TupleRow]:
             placement = self.router.placement(ns_id)
+            bind_place(ns_id, placement.shard, placement.epoch)
             async with self.router.pool(placement.shard).connection() as conn:
                 cursor = await conn.execute(statement, [own, slot, *params], binary=True)
                 rows = await cursor.fetchall()
