@@ -80,14 +80,21 @@ class WriteService:
         write = parse_write(operations, who, key)
 
         async def in_tx(tx: Tx) -> BatchResult:
-            return await self._write(tx, who, write)
+            return await self.write_in_tx(tx, who, write)
 
         result = await self._tx.run_tx([write.ns_id], "write_batch", in_tx)
         faults.fault_point("metaserver.writes.committed")
         self._hints.put(write.ns_id, Jid(result.head))
         return result
 
-    async def _write(self, tx: Tx, who: Who, write: Write) -> BatchResult:
+    async def write_in_tx(self, tx: Tx, who: Who, write: Write) -> BatchResult:
+        """The verdicts of a batch whose transaction the caller owns, and tells of when it is committed.
+
+        Raises:
+            IdempotencyMismatch, NotFound, Forbidden: as `write_batch`; nothing has been written.
+
+        Tx: journalled.
+        """
         found = await find_for_write(tx.conn, write.ns_id, who.account_id, write.key)
         if found is None:
             raise NotFound()
