@@ -1,11 +1,13 @@
-"""What a block store must do. A folder does it; S3 will."""
+"""What a block store must do. A folder does it, and S3."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from wire.hashes import DIGEST_BYTES, BlockHash
 
 GENERATION_BYTES = 16
+SESSION_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,40 @@ class ObjectName:
     def __post_init__(self) -> None:
         if len(self.hash) != DIGEST_BYTES or len(self.generation) != GENERATION_BYTES:
             raise ValueError("an object is named by 32 bytes of hash and 16 of generation")
+
+
+@dataclass(frozen=True, slots=True)
+class StagedName:
+    """Bytes that a client has put for one upload session, which nobody has looked at yet.
+
+    Whoever holds the address can write there until it expires: nothing staged is ever handed out. It is read,
+    hashed, and written anew under the object's own name.
+    """
+
+    session_id: bytes
+    hash: BlockHash
+
+    def __post_init__(self) -> None:
+        if len(self.session_id) != SESSION_BYTES or len(self.hash) != DIGEST_BYTES:
+            raise ValueError("a staged block is named by 16 bytes of session and 32 of hash")
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request that anybody may send to the store, without further credentials, until it expires."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    """To be sent exactly so, besides Host: they are part of what is signed. Empty for GET."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """What the store itself vouches for."""
+
+    sha256: bytes
+    size: int
 
 
 class ObjectMissing(Exception):
@@ -64,6 +100,68 @@ class Backend(Protocol):
 
         Raises:
             UpstreamUnavailable: the store does not answer.
+        """
+        ...
+
+    def find_direct_place(self, name: ObjectName, session_id: bytes) -> ObjectName | StagedName | None:
+        """Where a client may put this block's bytes by itself; None: this store takes no direct uploads.
+
+        The object's own name only where the setting says that the store checks what is put against the
+        checksum sent with it: an address that is still valid then cannot change the object. Else a staged
+        one.
+        """
+        ...
+
+    async def presign_put(
+        self, place: ObjectName | StagedName, *, size: int, expires_s: int
+    ) -> SignedRequest | None:
+        """A PUT of `size` bytes whose SHA-256 is `place.hash`; None: this store cannot.
+
+        Both are signed in, as Content-Length and x-amz-checksum-sha256: another length or header is refused
+        by the store. Whether the *bytes* have that checksum only a store that verifies checks. The request
+        may be sent several times until it expires.
+
+        Raises:
+            UpstreamUnavailable: there are no credentials to sign with now.
+        """
+        ...
+
+    async def presign_get(self, name: ObjectName, *, expires_s: int) -> SignedRequest | None:
+        """A GET of the object's bytes, unchecked on their way; None: this store cannot.
+
+        That the object is there is not looked at.
+
+        Raises:
+            UpstreamUnavailable: there are no credentials to sign with now.
+        """
+        ...
+
+    async def attest(self, name: ObjectName) -> Attested | None:
+        """What the store has verified itself of an object when it took it in, without its bytes being read.
+
+        None: the store does not verify, or keeps no checksum of this object; read it with `get` and hash it.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            UpstreamUnavailable: it cannot be asked now.
+        """
+        ...
+
+    async def get_staged(self, name: StagedName) -> bytes:
+        """What a client has put there, unchecked; at most one byte more than a block has.
+
+        Raises:
+            ObjectMissing: nothing has been put, or it has expired.
+            UpstreamUnavailable: it cannot be read now.
+        """
+        ...
+
+    async def delete_staged(self, name: StagedName) -> None:
+        """Remove what was staged, if it is there. What nobody removes expires by the store's own rule
+        (docs/blocks.md).
+
+        Raises:
+            UpstreamUnavailable: the store failed; it may still be there.
         """
         ...
 

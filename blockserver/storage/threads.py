@@ -3,7 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from blockserver.storage.backend import ObjectName
+from blockserver.storage.backend import Attested, ObjectMissing, ObjectName, SignedRequest, StagedName
 from blockserver.storage.folder import BlockFolder
 
 WRITE_THREADS = 16
@@ -40,6 +40,32 @@ class FolderBackend:
     async def find_free_bytes(self) -> int:
         """See `Backend.find_free_bytes`."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._folder.find_free_bytes)
+
+    def find_direct_place(self, name: ObjectName, session_id: bytes) -> None:
+        """None: a folder has no address of its own."""
+
+    async def presign_put(
+        self, place: ObjectName | StagedName, *, size: int, expires_s: int
+    ) -> SignedRequest | None:
+        """None, see `Backend.presign_put`."""
+        return None
+
+    async def presign_get(self, name: ObjectName, *, expires_s: int) -> SignedRequest | None:
+        """None, see `Backend.presign_get`."""
+        return None
+
+    async def attest(self, name: ObjectName) -> Attested | None:
+        """None: a file system does not know SHA-256."""
+        if not await self.exists(name):
+            raise ObjectMissing(name.hash.hex())
+        return None
+
+    async def get_staged(self, name: StagedName) -> bytes:
+        """Nothing is ever staged here."""
+        raise ObjectMissing(name.hash.hex())
+
+    async def delete_staged(self, name: StagedName) -> None:
+        """Nothing is ever staged here."""
 
     async def close(self) -> None:
         """See `Backend.close`."""
