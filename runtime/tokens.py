@@ -78,7 +78,7 @@ class TokenVerifier:
                 self._keys[jwk["kid"]] = key
         self._remembered: dict[bytes, tuple[float, Caller]] = {}
 
-    def verify(self, authorization: str | None) -> Caller:
+    async def verify(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header.
 
         Raises:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import msgspec
@@ -73,7 +74,7 @@ class BaseHandler(tornado.web.RequestHandler):
         self.request_id = ""
         self._is_counted = False
 
-    def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         """Take over or draw the request id."""
         in_flight(self.application).enter()
         self._is_counted = True
@@ -81,6 +82,7 @@ class BaseHandler(tornado.web.RequestHandler):
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         self.set_header(REQUEST_ID_HEADER, self.request_id)
+        return None
 
     def set_default_headers(self) -> None:
         """No banner, no sniffing, no caching of anything that is somebody's."""

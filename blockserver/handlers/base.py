@@ -30,14 +30,14 @@ class CallerHandler(BaseHandler):
         super().initialize(metrics=metrics)
         self.verifier = verifier
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Find out who calls.
 
         Raises:
             Unauthenticated: no access token, or one that is expired or not ours.
         """
         super().prepare()
-        self.caller: Caller = self.verifier.verify(self.request.headers.get("Authorization"))
+        self.caller: Caller = await self.verifier.verify(self.request.headers.get("Authorization"))
 
     def ns_argument(self) -> NsId:
         """The namespace of the query.
@@ -72,10 +72,12 @@ class BodyHandler(CallerHandler):
         self._share: Share | None = None
         self._discarded_bytes = 0
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """Refuse what can be refused by the head alone; set memory aside for the rest."""
         try:
-            super().prepare()
+            await super().prepare()
+            if not self._is_counted:
+                return  # the client left meanwhile: what is taken now would never be given back
             self.check_head()
             declared = self._declared_bytes()
             if declared is not None and declared > self.limit_bytes:

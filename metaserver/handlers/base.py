@@ -15,18 +15,26 @@ _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
 class UserHandler(BaseHandler):
     """An address for the holder of an access token."""
 
+    needs_token = True
+
     def initialize(self, *, metrics: ServerMetrics, verifier: TokenVerifier) -> None:  # type: ignore[override]
         """Wired by the route table."""
         super().initialize(metrics=metrics)
         self._verifier = verifier
 
-    def caller(self) -> Caller:
-        """Whose token came with the request.
+    async def prepare(self) -> None:
+        """Find out whose token came with the request.
 
         Raises:
             Unauthenticated: none, expired, or not ours.
         """
-        return self._verifier.verify(self.request.headers.get("Authorization"))
+        super().prepare()
+        if self.needs_token:
+            self._caller = await self._verifier.verify(self.request.headers.get("Authorization"))
+
+    def caller(self) -> Caller:
+        """Whose token came with the request."""
+        return self._caller
 
     def idempotency_key(self) -> str | None:
         """The key of a write; None if it has none.

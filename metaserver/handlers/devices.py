@@ -20,6 +20,7 @@ class LinkHandler(DeviceHandler):
     """POST /v1/devices/link, without a token"""
 
     route = "devices/link"
+    needs_token = False
 
     async def post(self) -> None:
         """Use a link code up."""
@@ -30,6 +31,7 @@ class RefreshHandler(DeviceHandler):
     """POST /v1/devices/refresh, without an access token"""
 
     route = "devices/refresh"
+    needs_token = False
 
     async def post(self) -> None:
         """A new access token."""

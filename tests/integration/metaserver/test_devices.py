@@ -55,7 +55,7 @@ async def test_a_code_makes_one_device(services: Services, fresh_cluster: FreshC
     request = request_of(code)
     first = await services.devices.link(request)
     assert (first.account_id, first.email, first.display_name) == (account.account_id, account.email, "Ada")
-    assert services.verifier.verify(f"Bearer {first.access_token}") == Caller(
+    assert await services.verifier.verify(f"Bearer {first.access_token}") == Caller(
         account.account_id, DeviceId(first.device_id)
     )
     async with run_services(fresh_cluster) as other:
@@ -116,7 +116,7 @@ async def turn(services: Services, device_id: str, old: str, following: str) -> 
         RefreshAccess(device_id=device_id, refresh_token=old, next_refresh_token=following)
     )
     assert granted.expires_in == ACCESS_TOKEN_S
-    assert services.verifier.verify(f"Bearer {granted.access_token}").device_id == device_id
+    assert (await services.verifier.verify(f"Bearer {granted.access_token}")).device_id == device_id
 
 
 async def is_revoked(services: Services, account_id: str) -> bool:
