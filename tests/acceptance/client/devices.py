@@ -20,6 +20,7 @@ from client.session import open_session, sync_folder
 from client.status import Status, read_status
 from client.sync import Options
 from ops.cli import app
+from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
 from wire.hashes import block_hash
@@ -74,15 +75,8 @@ class Device:
 
     def run(self, *args: str, fault: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """The command line, in another process."""
-        environment = os.environ | ({"SHARDBOX_FAULT": fault} if fault else {})
-        return subprocess.run(
-            [sys.executable, "-m", "client", *args, str(self.folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-        )
+        env = {"SHARDBOX_FAULT": fault} if fault else {}
+        return run_command(CLIENT, *args, str(self.folder), env=env, timeout_s=timeout_s)
 
     @contextmanager
     def watching(self, *args: str, until: str = "idle") -> Iterator[None]:

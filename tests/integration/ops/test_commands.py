@@ -1,8 +1,6 @@
 """`shardctl` from outside: a process, its exit status, its JSON."""
 
-import os
 import subprocess
-import sys
 from typing import Any
 
 import msgspec
@@ -13,6 +11,7 @@ from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_OK, EXI
 from ops.ports import reserve_port
 from sharding.bootstrap import create_cluster
 from sharding.shardmap import ShardMap
+from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster
 from wire.ids import format_file_id, parse_ns_id, system_ns
 
@@ -21,17 +20,10 @@ class Shardctl:
     """The command, on the cluster of one directory."""
 
     def __init__(self, directory_dsn: str):
-        self._env = {**os.environ, "SHARDBOX_DIRECTORY_DSN": directory_dsn}
+        self._env = {"SHARDBOX_DIRECTORY_DSN": directory_dsn}
 
     def run(self, *args: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "ops.cli", *args],
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_command(OPERATOR, *args, env=self._env)
 
     def json(self, *args: str, status: int = EXIT_OK) -> Any:
         done = self.run(*args, "--output", "json")
