@@ -1,7 +1,8 @@
-"""What holds between two metaserver processes: idempotency keys, and a refresh that is cut short."""
+"""What holds for server processes: idempotency keys between two, a refresh that is cut short, their logs."""
 
 import asyncio
 import json
+import re
 import secrets
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from typer.testing import CliRunner
 from ops.cli import app
 from tests.kill.api import ApiDevice, Failed, empty_file, post_to
 from tests.support.dev import DevCluster
-from wire.api import AccessGranted, Batch, BatchResult, Delete, LinkDevice, LinkedDevice, RefreshAccess
+from wire.api import (
+    AccessGranted,
+    Batch,
+    BatchResult,
+    Delete,
+    LinkDevice,
+    LinkedDevice,
+    ListFolder,
+    ListFolderResult,
+    RefreshAccess,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -73,3 +84,75 @@ async def test_a_refresh_that_was_cut_after_its_commit_is_repeated_elsewhere(
         assert cut.value.status is None
         assert not token.exists()
         await post_to(session, second + "/v1/devices/refresh", refresh, AccessGranted, {})
+
+
+async def test_the_logs_say_where_a_request_went_and_no_secret(dev_cluster: DevCluster):
+    servers = ("metaserver-1", "metaserver-2", "blockserver", "notifserver")
+    config = dev_cluster.layout.config_file
+    config.write_text(json.dumps({"env": {name: {"SHARDBOX_LOG_LEVEL": "debug"} for name in servers}}))
+    try:
+        killed = {name: dev_cluster.kill(name) for name in servers}
+        for name, pid in killed.items():
+            dev_cluster.wait_restarted(name, pid)
+    finally:
+        config.unlink()
+    email = f"{secrets.token_hex(4)}@example.org"
+    await ctl(dev_cluster, "user", "add", email, "--name", "Ada")
+    code = (await ctl(dev_cluster, "device", "code", email))["code"]
+    refresh_tokens = [secrets.token_hex(16) for _ in range(2)]
+    status = dev_cluster.status()
+    async with aiohttp.ClientSession() as session:
+        link = LinkDevice(
+            code=code, request_id=secrets.token_hex(16), refresh_token=refresh_tokens[0], device_name="x"
+        )
+        first = status.metaserver_urls[0]
+        linked = await post_to(session, first + "/v1/devices/link", link, LinkedDevice, {})
+        device = ApiDevice(
+            session, status.metaserver_urls, status.blockserver_url, status.notifserver_url, linked
+        )
+        await device.put_block(b"a block")
+        await device.commit(empty_file("/a name"))
+        refresh = RefreshAccess(
+            device_id=linked.device_id,
+            refresh_token=refresh_tokens[0],
+            next_refresh_token=refresh_tokens[1],
+        )
+        granted = await post_to(session, first + "/v1/devices/refresh", refresh, AccessGranted, {})
+        page = await device.post("/v1/files/list_folder", ListFolder(recursive=True), ListFolderResult)
+        await session.post(
+            status.notifserver_url + "/v1/files/list_folder/longpoll",
+            json={"cursor": page.cursor, "timeout": 1},  # refused: too short
+        )
+        for url in (first, status.blockserver_url, status.notifserver_url):
+            # Where secrets do not belong: in the address, half a header, a body that is no JSON.
+            await session.get(f"{url}/no/such?access_token={linked.access_token}")
+            await session.post(
+                url + "/v1/devices/refresh",
+                data=f"{{{refresh_tokens[1]}",
+                headers={"Authorization": f"bearer{linked.access_token}"},
+            )
+    logs = "".join(dev_cluster.layout.log(name).read_text() for name in servers)
+    lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
+    commit = next(x for x in lines if x.get("route") == "files/batch")
+    assert commit["namespace"] == linked.root_ns
+    assert commit["shard"] in {"shard-1", "shard-2"}
+    assert commit["epoch"] == 1
+    assert commit["request_id"]
+    assert all({"event", "level", "timestamp", "server"} <= line.keys() for line in lines)
+    keys = [
+        secret
+        for path in dev_cluster.layout.secrets.iterdir()
+        for secret in re.findall(r'"(?:secret|d)":\s*"([^"]+)"', path.read_text())
+    ]
+    passwords = [line.rpartition(":")[2] for line in dev_cluster.layout.passfile.read_text().splitlines()]
+    assert len(keys) >= 3
+    for secret in (
+        code,
+        *refresh_tokens,
+        linked.access_token,
+        granted.access_token,
+        page.cursor,
+        *keys,
+        *passwords,
+    ):
+        assert secret not in logs, secret
