@@ -8,6 +8,7 @@ from metaserver.app import Parts, make_app
 from metaserver.services.access import AccessService
 from metaserver.services.blocks import BlockService
 from metaserver.services.devices import DeviceService
+from metaserver.services.expiry import Expiry
 from metaserver.services.heads import HeadService
 from metaserver.services.hints import HintQueue, Publisher
 from metaserver.services.reads import ReadService
@@ -39,7 +40,7 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     hints = HintQueue(publisher)
     hints.start()
     stack.push_async_callback(hints.stop)
-    relay = Relay(transactions, publisher)
+    relay = Relay(transactions, publisher, [Expiry(transactions)])
     relay.start()
     stack.push_async_callback(relay.stop)
     return make_app(

@@ -1,14 +1,14 @@
 """The outbox relay: one metaserver per shard, by a lease, tells what the hints after commit did not.
 
 It reads without locks, publishes, then deletes under the slots' locks what all notification servers took. A
-hint may so come twice, never not at all. The same holder lets idempotency rows go after their 24 hours.
+hint may so come twice, never not at all. The same holder has the shard's chores done, a piece at each sweep.
 """
 
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import psycopg
 
@@ -27,24 +27,28 @@ SWEEP_INTERVAL_S = 0.5
 """What was missed is sent within a second."""
 LEASE_S = 2.0
 """A dead holder is succeeded within this time; a live one renews four times in it."""
-IDEMPOTENCY_LIFE_S = 24 * 3_600.0
-EXPIRY_INTERVAL_S = 600.0
-"""The expired rows are found by a scan, as no index is kept for them."""
-_EXPIRY_BATCH = 1_000
 
 faults.declare("metaserver.relay.read", "metaserver.relay.published", "metaserver.relay.deleted")
 
 
-class Relay:
-    """Sweeps the outboxes of all shards that it gets the lease of."""
+class Chore(Protocol):
+    """Something that one process per shard does now and then."""
 
-    def __init__(self, transactions: Transactions, publisher: Publisher):
+    async def step(self, shard: str) -> bool:
+        """Do a bounded piece of it, or nothing if it is not time; whether more is to be done at once."""
+        ...
+
+
+class Relay:
+    """Sweeps the outboxes of all shards that it gets the lease of, and does their chores."""
+
+    def __init__(self, transactions: Transactions, publisher: Publisher, chores: Sequence[Chore] = ()):
         self._tx = transactions
         self._publisher = publisher
+        self._chores = chores
         self._holder = secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self._sweeping: dict[str, asyncio.Task[None]] = {}
-        self._expired_at: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin sweeping."""
@@ -95,9 +99,8 @@ class Relay:
                 faults.fault_point("metaserver.relay.deleted")
             # What one server did not take stays, and does not keep the next page from the others.
             told, after = told + len(pending), pending[-1][0]
-        if time.monotonic() > self._expired_at.get(shard, 0.0) + EXPIRY_INTERVAL_S:
-            self._expired_at[shard] = time.monotonic()
-            await self.expire(shard)
+        for chore in self._chores:
+            await chore.step(shard)
         return told
 
     async def _forget(self, taken: Sequence[tuple[NsId, Jid]]) -> None:
@@ -105,20 +108,3 @@ class Relay:
             await rows.delete_taken(tx.conn, taken)
 
         await self._tx.run_tx([ns_id for ns_id, _ in taken], "forget_outbox", delete, kind=TxKind.FENCE_ONLY)
-
-    async def expire(self, shard: str) -> None:
-        """Let go of the idempotency rows that are older than 24 hours."""
-        while True:
-            async with self._tx.router.pool(shard).connection() as conn:
-                keys = await rows.list_expired_keys(conn, IDEMPOTENCY_LIFE_S, _EXPIRY_BATCH)
-            # Rows of slots that live elsewhere are another shard's to expire, or are about to be deleted.
-            here = [key for key in keys if self._tx.router.placement(key[0]).shard == shard]
-            if not here:
-                return
-
-            async def delete(tx: Tx, here: Sequence[tuple[NsId, str, str]] = here) -> None:
-                await rows.delete_expired_keys(tx.conn, here, IDEMPOTENCY_LIFE_S)
-
-            await self._tx.run_tx([key[0] for key in here], "expire_keys", delete, kind=TxKind.FENCE_ONLY)
-            if len(keys) < _EXPIRY_BATCH:
-                return

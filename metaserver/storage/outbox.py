@@ -44,28 +44,3 @@ async def list_pending(conn: Connection, after: NsId, limit: int) -> list[tuple[
 async def delete_taken(conn: Connection, taken: Sequence[tuple[NsId, Jid]]) -> None:
     """Forget what has been taken; rows that have grown since stay."""
     await conn.execute(_DELETE, [[ns_id for ns_id, _ in taken], [jid for _, jid in taken]])
-
-
-_EXPIRED: LiteralString = (
-    "SELECT ns_id, account_id, key FROM ns.idempotency"
-    " WHERE created_at < now() - make_interval(secs => %s) LIMIT %s"
-)
-_EXPIRE: LiteralString = """
-DELETE FROM ns.idempotency WHERE (ns_id, account_id, key) IN (
-  SELECT i.ns_id, i.account_id, i.key
-    FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS t(ns_id, account_id, key)
-    JOIN ns.idempotency i ON i.ns_id = t.ns_id AND i.account_id = t.account_id AND i.key = t.key
-   WHERE i.created_at < now() - make_interval(secs => %s)
-   ORDER BY i.ns_id FOR UPDATE OF i SKIP LOCKED)
-"""
-
-
-async def list_expired_keys(conn: Connection, age_s: float, limit: int) -> list[tuple[NsId, str, str]]:
-    """Idempotency rows that are older than their life."""
-    cursor = await conn.execute(_EXPIRED, [age_s, limit])
-    return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
-
-
-async def delete_expired_keys(conn: Connection, keys: Sequence[tuple[NsId, str, str]], age_s: float) -> None:
-    """Forget idempotency rows, if they still are that old."""
-    await conn.execute(_EXPIRE, [[k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys], age_s])

@@ -10,6 +10,7 @@ from metaserver.services.access import AccessService
 from metaserver.services.accounts import AccountService
 from metaserver.services.blocks import BlockService
 from metaserver.services.devices import DeviceService
+from metaserver.services.expiry import Expiry
 from metaserver.services.hints import HintQueue, Publisher
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
@@ -42,6 +43,7 @@ class Services:
     reads: ReadService
     writes: WriteService
     relay: Relay
+    expiry: Expiry
     cursor_keys: KeyRing
     verifier: TokenVerifier
 
@@ -133,6 +135,7 @@ async def run_services(
         access = AccessService(tx)
         private, public = generate_keys()
         publisher = Publisher([], client)
+        expiry = Expiry(tx)
         yield Services(
             router=router,
             tx=tx,
@@ -142,7 +145,8 @@ async def run_services(
             blocks=BlockService(tx, access),
             reads=ReadService(tx, access, keys),
             writes=WriteService(tx, access, HintQueue(publisher), *([clock] if clock else [])),
-            relay=Relay(tx, publisher),
+            relay=Relay(tx, publisher, [expiry]),
+            expiry=expiry,
             cursor_keys=keys,
             verifier=TokenVerifier(public),
         )

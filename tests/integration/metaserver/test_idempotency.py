@@ -88,18 +88,3 @@ async def test_keys_expire_after_a_day_and_not_before(services: Services, fresh_
     refused = await user.write(CreateFolder(path="/old"), key="old")
     assert refused.verdicts[0].error is not None
     assert refused.verdicts[0].error.code == "conflict/folder"
-
-
-async def test_expiry_passes_over_what_lives_elsewhere(services: Services, fresh_cluster: FreshCluster):
-    user = await services.user()
-    await user.write(CreateFolder(path="/a"), key="k")
-    home = services.router.placement(user.root_ns).shard
-    away = next(name for name in fresh_cluster.shard_dsns if name != home)
-    with psycopg.connect(fresh_cluster.shard_dsns[away], autocommit=True) as conn:
-        conn.execute(
-            "INSERT INTO ns.idempotency (ns_id, account_id, key, digest, answer, created_at)"
-            " VALUES (%s, 'a', 'k', '', '', now() - interval '2 days')",
-            [user.root_ns],
-        )
-        await services.relay.expire(away)
-        assert conn.execute("SELECT count(*) FROM ns.idempotency").fetchone() == (1,)
