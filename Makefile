@@ -60,12 +60,13 @@ bench: bench-sync ## Run all benchmarks
 bench-sync: $(INSTALLED) ## Two devices, real input, measured; writes build/bench/sync.json
 	$(BIN)/python -m loadtest.bench_sync
 
-check: $(INSTALLED) ## Lint, formatting, types, layers: what CI runs beside the tests
+check: $(INSTALLED) ## Lint, formatting, types, layers, secrets, licences: what CI runs beside the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 fmt: $(INSTALLED) ## Format the code and sort its imports
 	$(BIN)/ruff check --fix-only --quiet .

@@ -30,7 +30,7 @@ _SETTINGS: Mapping[str, str] = {
     "listen_addresses": LOOPBACK,
     # TCP only: a socket's path may be 107 bytes long, which a deep data folder exceeds.
     "unix_socket_directories": "",
-    "password_encryption": "scram-sha-256",
+    "password_encryption": "scram-sha-256",  # pragma: allowlist secret
     # Two metaservers with bounded pools, an operator, a move's walsenders and the tests' onlookers.
     "max_connections": "200",
     # Three servers share a laptop with everything else; the benchmarks' working sets fit.
