@@ -72,3 +72,25 @@ leases = sa.Table(
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("expires_at", Timestamp, nullable=False),
 )
+
+shard_cluster = sa.Table(
+    "cluster",
+    local_metadata,
+    sa.Column("id", sa.SmallInteger, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
+    sa.Column("cluster_id", sa.Text, nullable=False),
+    sa.Column("slot_count", sa.Integer, nullable=False),
+    sa.Column("shard", sa.Text, nullable=False, comment="the name of this one"),
+)
+
+restores = sa.Table(
+    "restores",
+    local_metadata,
+    sa.Column("restore_id", sa.Text, primary_key=True),
+    sa.Column("step", sa.Text, nullable=False, comment="the last one that is done"),
+    sa.Column("restored_to", sa.Text, nullable=False),
+    sa.Column("original", JSONB, nullable=False, comment="ownership rows as restored"),
+    sa.Column("kept", JSONB, nullable=False, comment="what stays here: key, new epoch"),
+    sa.Column("counts", JSONB, nullable=False, comment="what the steps changed"),
+    sa.Column("began_at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("finished_at", Timestamp),
+)
