@@ -7,10 +7,12 @@ import tornado.web
 from metaserver.app import Parts, make_app
 from metaserver.services.access import AccessService
 from metaserver.services.blocks import BlockService
+from metaserver.services.debts import DebtSweep
 from metaserver.services.devices import DeviceService
 from metaserver.services.expiry import Expiry
 from metaserver.services.heads import HeadService
 from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
 from metaserver.services.writes import WriteService
@@ -34,13 +36,13 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     stack.push_async_callback(router.close)
     await router.open()
     transactions = Transactions(router, metrics.registry)
-    access = AccessService(transactions)
+    access = AccessService(transactions, IdentityService(transactions))
     client = await stack.enter_async_context(ServiceClient(settings.notifserver_urls, service_keys))
     publisher = Publisher(settings.notifserver_urls, client)
     hints = HintQueue(publisher)
     hints.start()
     stack.push_async_callback(hints.stop)
-    relay = Relay(transactions, publisher, [Expiry(transactions)])
+    relay = Relay(transactions, publisher, [DebtSweep(transactions), Expiry(transactions)])
     relay.start()
     stack.push_async_callback(relay.stop)
     return make_app(

@@ -11,6 +11,7 @@ import psycopg
 from metaserver.services.access import AccessService
 from metaserver.services.accounts import AccountService
 from metaserver.services.devices import DeviceService
+from metaserver.services.identities import IdentityService
 from metaserver.storage.accounts import Account
 from ops.errors import NoCluster
 from runtime.logs import configure_logs
@@ -35,6 +36,7 @@ class OperatorSession:
     router: Router
     accounts: AccountService
     devices: DeviceService
+    identities: IdentityService
 
 
 @asynccontextmanager
@@ -51,9 +53,13 @@ async def open_session(directory_dsn: str) -> AsyncIterator[OperatorSession]:
     await router.open()
     try:
         transactions = Transactions(router)
-        access = AccessService(transactions)
+        identities = IdentityService(transactions)
+        access = AccessService(transactions, identities)
         yield OperatorSession(
-            router, AccountService(transactions), DeviceService(transactions, access, issuer=None)
+            router,
+            AccountService(transactions),
+            DeviceService(transactions, access, issuer=None),
+            identities,
         )
     finally:
         await router.close()

@@ -15,7 +15,7 @@ from jwt.algorithms import OKPAlgorithm
 
 from wire.errors import Unauthenticated
 from wire.ids import AccountId, DeviceId
-from wire.internal import Caller
+from wire.internal import Caller, DeviceCaller
 
 ISSUER = "shardbox"
 AUDIENCE = "shardbox"
@@ -51,7 +51,7 @@ class TokenIssuer:
         self._key = key
         self._kid = jwk["kid"]
 
-    def issue(self, caller: Caller) -> str:
+    def issue(self, caller: DeviceCaller) -> str:
         """A token that names account and device for the next hour."""
         now = int(time.time())
         claims = {
@@ -101,7 +101,7 @@ class TokenVerifier:
                 issuer=ISSUER,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
-            caller = Caller(AccountId(str(claims["sub"])), DeviceId(str(claims["device"])))
+            caller = DeviceCaller(AccountId(str(claims["sub"])), DeviceId(str(claims["device"])))
         except (jwt.PyJWTError, KeyError, ValueError) as error:
             raise Unauthenticated("the access token is expired or not ours") from error
         if len(self._remembered) >= _REMEMBERED_TOKENS:

@@ -135,6 +135,12 @@ class DeviceRevoked(ShardboxError):
     code, status = "device_revoked", 401
 
 
+class IdentityNotLinked(ShardboxError):
+    """The token is good, and its holder has no account here."""
+
+    code, status = "identity_not_linked", 403
+
+
 class InvalidRefreshToken(ShardboxError):
     """The refresh token is unknown or has been used up."""
 

@@ -27,11 +27,29 @@ INTERNAL_CONTENT_TYPE = "application/msgpack"
 MAX_INTERNAL_BLOCKS = 10_000
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who the asking server acts for, as the access token that it verified says."""
+MAX_ISSUER_CHARS = 255
+MAX_SUBJECT_CHARS = 255
+"""OpenID Connect's own limit (Core 1.0, section 2); issuers are short URLs."""
+
+
+class DeviceCaller(msgspec.Struct, frozen=True, tag="device"):
+    """A linked device, as an access token of the cluster's own says."""
 
     account_id: AccountId
     device_id: DeviceId
+
+
+class IdentityCaller(msgspec.Struct, frozen=True, tag="identity"):
+    """Somebody whom an outside issuer vouches for; whose account that is the access service knows."""
+
+    issuer: str
+    subject: str
+    email: str | None = None
+    """The token's e-mail address, if the issuer says that it is verified."""
+
+
+Caller = DeviceCaller | IdentityCaller
+"""Who the asking server acts for, as the token that it verified says."""
 
 
 class BlockState(StrEnum):

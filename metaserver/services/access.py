@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from metaserver.model.rows import Level
+from metaserver.services.identities import IdentityService
 from metaserver.storage.accounts import STANDING, AccountState, standing_params
 from sharding.tx import Transactions
-from wire.errors import DeviceRevoked, Forbidden, MalformedId, NotFound, Unauthenticated
+from wire.errors import DeviceRevoked, Forbidden, IdentityNotLinked, MalformedId, NotFound, Unauthenticated
 from wire.ids import AccountId, DeviceId, NsId, root_ns_of_account, root_ns_of_device
-from wire.internal import Caller
+from wire.internal import Caller, IdentityCaller
 
 STANDING_TTL_S = 4.0
 """How long an account's and device's standing is believed. A revocation must hold everywhere within 10 s;
@@ -20,10 +21,13 @@ _MAX_REMEMBERED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who acts: an account in good standing, on one of its devices."""
+    """Who acts: an account in good standing.
+
+    `device_id` is None for a caller whom an outside issuer vouches for.
+    """
 
     account_id: AccountId
-    device_id: DeviceId
+    device_id: DeviceId | None
     root_ns: NsId
     display_name: str
 
@@ -31,15 +35,17 @@ class Who:
 class AccessService:
     """Standing of accounts and devices, and rights in namespaces."""
 
-    def __init__(self, transactions: Transactions):
+    def __init__(self, transactions: Transactions, identities: IdentityService):
         self._tx = transactions
+        self._identities = identities
         self._remembered: dict[Caller, tuple[float, Who]] = {}
 
     async def identify(self, caller: Caller) -> Who:
-        """The holder of a verified token, if the account is enabled and the device linked.
+        """The holder of a verified token, if the account is enabled and the device or identity linked.
 
         Raises:
             DeviceRevoked: the device was unlinked, or the account disabled.
+            IdentityNotLinked: the identity stands for no account.
             Unauthenticated: the token names nobody.
         """
         known = self._remembered.get(caller)
@@ -59,13 +65,9 @@ class AccessService:
         self._remembered.pop(caller, None)
 
     async def _read_standing(self, caller: Caller) -> Who:
-        try:
-            root_ns = root_ns_of_account(caller.account_id)
-            if root_ns_of_device(caller.device_id) != root_ns:
-                raise Unauthenticated("the token's device is not its account's")
-        except MalformedId as error:
-            raise Unauthenticated("the token names nobody") from error
-        params = standing_params(caller.device_id, root_ns, caller.account_id)
+        account_id, device_id = await self._resolve(caller)
+        root_ns = root_ns_of_account(account_id)
+        params = standing_params(device_id, root_ns, account_id)
         try:
             rows = await self._tx.run_read(root_ns, "read_standing", sql.SQL(STANDING), params)
         except NotFound as error:
@@ -73,9 +75,24 @@ class AccessService:
         if not rows:
             raise Unauthenticated("the token names nobody")
         state, display_name, is_revoked, is_linked = rows[0]
-        if state != AccountState.ACTIVE or is_revoked or not is_linked:
+        is_device_out = device_id is not None and (is_revoked or not is_linked)
+        if state != AccountState.ACTIVE or is_device_out:
             raise DeviceRevoked()
-        return Who(caller.account_id, caller.device_id, root_ns, display_name)
+        return Who(account_id, device_id, root_ns, display_name)
+
+    async def _resolve(self, caller: Caller) -> tuple[AccountId, DeviceId | None]:
+        """Whose token it is. The one place that maps an identity to an account."""
+        if isinstance(caller, IdentityCaller):
+            account_id = await self._identities.find_account_id(caller)
+            if account_id is None:
+                raise IdentityNotLinked()
+            return account_id, None
+        try:
+            if root_ns_of_device(caller.device_id) != root_ns_of_account(caller.account_id):
+                raise Unauthenticated("the token's device is not its account's")
+        except MalformedId as error:
+            raise Unauthenticated("the token names nobody") from error
+        return caller.account_id, caller.device_id
 
 
 def require_read(level: Level | None) -> None:

@@ -15,6 +15,7 @@ from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
 from wire.api import AccessGranted, Device, LinkDevice, LinkedDevice, RefreshAccess
 from wire.errors import (
+    BadRequest,
     DeviceRevoked,
     InvalidLinkCode,
     InvalidRefreshToken,
@@ -32,7 +33,7 @@ from wire.ids import (
     root_ns_of_account,
     root_ns_of_device,
 )
-from wire.internal import Caller
+from wire.internal import Caller, DeviceCaller
 
 CODE_LIFE_S = 900
 """A quarter of an hour: long enough to carry a code to another machine, short enough to be forgotten."""
@@ -106,7 +107,7 @@ class DeviceService:
             email=account.email,
             display_name=account.display_name,
             root_ns=format_ns_id(root_ns),
-            access_token=self._issue(Caller(account.account_id, device_id)),
+            access_token=self._issue(DeviceCaller(account.account_id, device_id)),
             expires_in=ACCESS_TOKEN_S,
         )
 
@@ -156,7 +157,7 @@ class DeviceService:
         if isinstance(outcome, ShardboxError):
             raise outcome
         faults.fault_point("metaserver.devices.refreshed")
-        return AccessGranted(self._issue(Caller(outcome.account_id, device_id)), ACCESS_TOKEN_S)
+        return AccessGranted(self._issue(DeviceCaller(outcome.account_id, device_id)), ACCESS_TOKEN_S)
 
     async def list_devices(self, account_id: AccountId) -> list[Device]:
         """The devices of an account, the oldest first."""
@@ -193,19 +194,27 @@ class DeviceService:
             await rows.revoke_device(tx.conn, root_ns, named)
 
         await self._tx.run_tx([root_ns], "revoke_device", mark, kind=TxKind.FENCE_ONLY)
-        self._access.forget(Caller(account_id, named))
+        self._access.forget(DeviceCaller(account_id, named))
 
     async def revoke_own(self, caller: Caller, device_id: str | None) -> None:
-        """A device unlinks itself or another one of its account."""
+        """A device unlinks itself or another one of its account.
+
+        Raises:
+            BadRequest: the caller is no device, and names none.
+            NotFound: the account has no such device.
+        """
         who = await self._access.identify(caller)
-        await self.revoke(who.account_id, who.device_id if device_id is None else device_id)
+        unlinked = who.device_id if device_id is None else device_id
+        if unlinked is None:
+            raise BadRequest("name the device: the token is not one of a device")
+        await self.revoke(who.account_id, unlinked)
 
     async def list_own(self, caller: Caller) -> list[Device]:
         """The devices of the caller's account."""
         who = await self._access.identify(caller)
         return await self.list_devices(who.account_id)
 
-    def _issue(self, caller: Caller) -> str:
+    def _issue(self, caller: DeviceCaller) -> str:
         assert self._issuer is not None, "this process has no token keys"
         return self._issuer.issue(caller)
 

@@ -122,7 +122,7 @@ class WriteService:
         verdicts = await present_outcomes(tx.conn, write.ns_id, batch, outcomes, at_us)
         result = BatchResult(verdicts, batch.head)
         if batch.rows:  # a request that changed nothing leaves nothing, no idempotency row either
-            device = pack_device_id(who.device_id)
+            device = None if who.device_id is None else pack_device_id(who.device_id)
             add = Append(
                 write.ns_id,
                 batch.head,

@@ -164,6 +164,6 @@ STANDING: LiteralString = (
 """What the access service asks of an account and a device."""
 
 
-def standing_params(device_id: DeviceId, root_ns: NsId, account_id: AccountId) -> list[object]:
+def standing_params(device_id: DeviceId | None, root_ns: NsId, account_id: AccountId) -> list[object]:
     """The parameters of STANDING."""
     return [device_id, root_ns, account_id]

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,11 +16,13 @@ import psutil
 from metaserver.services.access import AccessService
 from metaserver.services.accounts import AccountService
 from metaserver.services.devices import DeviceService
+from metaserver.services.identities import IdentityService
 from ops.supervisor import SUPERVISOR
 from sharding.router import Router
 from sharding.tx import Transactions
 from tests.kill.api import ApiDevice
 from tests.kill.load import Committer, Editor, SyncClient, root_of, wait_until_equal
+from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 
 SETTLE_S = 60.0
@@ -187,7 +187,10 @@ async def running_course(cluster: DevCluster, folder: Path, report: Report) -> A
         stack.push_async_callback(router.close)
         await router.open()
         tx = Transactions(router)
-        accounts, devices = AccountService(tx), DeviceService(tx, AccessService(tx), None)
+        accounts, devices = (
+            AccountService(tx),
+            DeviceService(tx, AccessService(tx, IdentityService(tx)), None),
+        )
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=False))
         )
@@ -234,11 +237,8 @@ async def _link_clients(make_code: Callable[[], Awaitable[str]], url: str, folde
 def link_folder(url: str, code: str, folder: Path) -> None:
     """`shardbox link`."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [sys.executable, "-m", "client", "link", url, "--code", code, "--name", folder.name, str(folder)],
-        check=True,
-        capture_output=True,
-    )
+    done = run_command(CLIENT, "link", url, "--code", code, "--name", folder.name, str(folder))
+    done.check_returncode()
 
 
 async def _becomes_true(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -9,11 +9,14 @@ import pytest
 from metaserver.services.access import AccessService
 from metaserver.services.accounts import AccountService
 from metaserver.services.blocks import BlockService
+from metaserver.services.debts import DebtSweep
 from metaserver.services.devices import DeviceService
 from metaserver.services.expiry import Expiry
 from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
+from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from runtime.rpc import ServiceClient
 from runtime.tokens import TokenIssuer, TokenVerifier, generate_keys
@@ -24,7 +27,7 @@ from tests.support.databases import FreshCluster
 from wire.api import BatchResult, CommitFile, LinkDevice, Metadata, Operation, WriteMode
 from wire.hashes import BLOCK_BYTES, BlockHash, block_hash, content_hash
 from wire.ids import AccountId, DeviceId, NsId, parse_ns_id
-from wire.internal import BeginBlock, BeginUpload, BlockState, Caller, FinishBlock, FinishUpload
+from wire.internal import BeginBlock, BeginUpload, BlockState, DeviceCaller, FinishBlock, FinishUpload
 from wire.keys import KeyRing
 
 TIME = "2026-01-02T03:04:05Z"
@@ -37,12 +40,15 @@ class Services:
     router: Router
     tx: Transactions
     access: AccessService
+    identities: IdentityService
     accounts: AccountService
     devices: DeviceService
     blocks: BlockService
     reads: ReadService
     writes: WriteService
     relay: Relay
+    debts: DebtSweep
+    usage: UsageService
     expiry: Expiry
     cursor_keys: KeyRing
     verifier: TokenVerifier
@@ -58,7 +64,7 @@ class Services:
         linked = await self.devices.link(
             LinkDevice(code=code, request_id="r" * 32, refresh_token=code[-32:], device_name="laptop")
         )
-        caller = Caller(AccountId(linked.account_id), DeviceId(linked.device_id))
+        caller = DeviceCaller(AccountId(linked.account_id), DeviceId(linked.device_id))
         return User(self, caller, parse_ns_id(linked.root_ns))
 
 
@@ -67,7 +73,7 @@ class User:
     """A device of an account, and short ways to act as it."""
 
     services: Services
-    caller: Caller
+    caller: DeviceCaller
     root_ns: NsId
 
     async def write(self, *operations: Operation, key: str | None = None) -> BatchResult:
@@ -132,20 +138,25 @@ async def run_services(
     client = ServiceClient([], keys)
     try:
         tx = Transactions(router)
-        access = AccessService(tx)
+        identities = IdentityService(tx)
+        access = AccessService(tx, identities)
         private, public = generate_keys()
         publisher = Publisher([], client)
+        debts = DebtSweep(tx)
         expiry = Expiry(tx)
         yield Services(
             router=router,
             tx=tx,
             access=access,
+            identities=identities,
             accounts=AccountService(tx),
             devices=DeviceService(tx, access, TokenIssuer(private)),
             blocks=BlockService(tx, access),
             reads=ReadService(tx, access, keys),
             writes=WriteService(tx, access, HintQueue(publisher), *([clock] if clock else [])),
-            relay=Relay(tx, publisher, [expiry]),
+            relay=Relay(tx, publisher, [debts, expiry]),
+            debts=debts,
+            usage=UsageService(tx, access),
             expiry=expiry,
             cursor_keys=keys,
             verifier=TokenVerifier(public),

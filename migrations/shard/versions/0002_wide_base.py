@@ -81,7 +81,11 @@ def upgrade() -> None:
         sa.Column("ns_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("issuer", sa.Text(collation="C"), nullable=False),
         sa.Column("subject", sa.Text(collation="C"), nullable=False),
-        sa.Column("account_id", sa.Text(), nullable=False),
+        sa.Column(
+            "account_id",
+            sa.Text(),
+            comment="null: removed, and not to be linked again by an e-mail address",
+        ),
         sa.Column("since", _TIMESTAMP, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("ns_id", "issuer", "subject"),
         schema="ns",

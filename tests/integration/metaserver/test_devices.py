@@ -20,7 +20,7 @@ from wire.errors import (
     Unauthenticated,
 )
 from wire.ids import DeviceId, NsId, format_device_id
-from wire.internal import Caller
+from wire.internal import DeviceCaller
 
 HOLDS_WITHIN_S = 10.0
 
@@ -55,7 +55,7 @@ async def test_a_code_makes_one_device(services: Services, fresh_cluster: FreshC
     request = request_of(code)
     first = await services.devices.link(request)
     assert (first.account_id, first.email, first.display_name) == (account.account_id, account.email, "Ada")
-    assert await services.verifier.verify(f"Bearer {first.access_token}") == Caller(
+    assert await services.verifier.verify(f"Bearer {first.access_token}") == DeviceCaller(
         account.account_id, DeviceId(first.device_id)
     )
     async with run_services(fresh_cluster) as other:
@@ -259,13 +259,13 @@ async def test_who_may_revoke_whom(services: Services):
 async def test_tokens_that_name_nobody(services: Services):
     user, other = await services.user(), await services.user("bob@example.org", "Bob")
     for caller in (
-        Caller(user.caller.account_id, other.caller.device_id),
-        Caller(user.caller.account_id, DeviceId("device:x")),
-        Caller("dbid:x", user.caller.device_id),  # type: ignore[arg-type]
+        DeviceCaller(user.caller.account_id, other.caller.device_id),
+        DeviceCaller(user.caller.account_id, DeviceId("device:x")),
+        DeviceCaller("dbid:x", user.caller.device_id),  # type: ignore[arg-type]
     ):
         with pytest.raises(Unauthenticated):
             await services.access.identify(caller)
-    stranger = Caller(user.caller.account_id, format_device_id(user.root_ns, bytes(16)))
+    stranger = DeviceCaller(user.caller.account_id, format_device_id(user.root_ns, bytes(16)))
     with pytest.raises(DeviceRevoked):
         await services.access.identify(stranger)
 

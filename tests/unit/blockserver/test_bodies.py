@@ -33,7 +33,7 @@ from wire.blocks import MAX_PACK_BLOCKS, MAX_PACK_BYTES
 from wire.errors import ErrorBody, ErrorInfo
 from wire.hashes import BLOCK_BYTES, block_hash
 from wire.ids import AccountId, DeviceId
-from wire.internal import Caller
+from wire.internal import DeviceCaller
 from wire.keys import KeyRing
 
 DEADLINE_S = 20.0
@@ -139,7 +139,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
         http = tornado.httpserver.HTTPServer(app, max_body_size=MAX_BODY_BYTES)
         sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")
         http.add_sockets(sockets)
-        token = TokenIssuer(private).issue(Caller(AccountId("dbid:test"), DeviceId("device:test")))
+        token = TokenIssuer(private).issue(DeviceCaller(AccountId("dbid:test"), DeviceId("device:test")))
         found = Server(app, sockets[0].getsockname()[1], token, tmp_path / "blocks", budget, [])
         yield found
         for connection in found.open:
