@@ -6,8 +6,6 @@ login. States (docs/walkthrough.md has the picture):
     scanning(base, after)  ──last page──►  following(jid)
 """
 
-import base64
-import binascii
 from typing import Literal
 
 import msgspec
@@ -16,6 +14,7 @@ from wire.errors import InvalidCursor
 from wire.ids import AccountId, EntryId, Jid, NsId
 from wire.keys import KeyRing
 from wire.names import NameKey
+from wire.signed import open_text, sign_text
 
 
 class Scanning(msgspec.Struct, frozen=True, array_like=True, tag="s"):
@@ -59,17 +58,14 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 MAX_CURSOR_CHARS = 16_384
 """A header of 64 KiB is refused by most proxies; 16 KiB hold a cursor of some 500 namespaces."""
 
-_VERSION = b"\x01"
-_MAC_BYTES = 32
+_KIND = b"\x01"
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Cursor)
 
 
 def format_cursor(cursor: Cursor, keys: KeyRing) -> str:
-    """base64url(version | key id length | key id | body | HMAC-SHA256)."""
-    key_id = keys.current.id.encode()
-    signed = _VERSION + bytes([len(key_id)]) + key_id + _encoder.encode(cursor)
-    return base64.urlsafe_b64encode(signed + keys.sign(signed)).rstrip(b"=").decode()
+    """The cursor as a signed text."""
+    return sign_text(_KIND, _encoder.encode(cursor), keys)
 
 
 def parse_cursor(text: str, keys: KeyRing) -> Cursor:
@@ -81,15 +77,8 @@ def parse_cursor(text: str, keys: KeyRing) -> Cursor:
     if len(text) > MAX_CURSOR_CHARS:
         raise InvalidCursor("the cursor is too long")
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        signed, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if signed[:1] != _VERSION:
-            raise InvalidCursor("the cursor is not one of ours")
-        body_at = 2 + signed[1]
-        if not keys.is_valid(signed[2:body_at].decode(), signed, mac):
-            raise InvalidCursor("the cursor's signature does not fit")
-        return _decoder.decode(signed[body_at:])
-    except (binascii.Error, ValueError, IndexError, msgspec.MsgspecError) as error:
+        return _decoder.decode(open_text(_KIND, text, keys))
+    except (ValueError, msgspec.MsgspecError) as error:
         raise InvalidCursor("the cursor is not one of ours") from error
 
 

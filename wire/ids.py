@@ -31,9 +31,11 @@ ROOT_ENTRY = EntryId(0)
 
 ACCOUNT_RANDOM_BYTES = 18
 DEVICE_RANDOM_BYTES = 16
+SESSION_ID_BYTES = 16
 _ACCOUNT_PREFIX = "dbid:"
 _DEVICE_PREFIX = "device:"
 _FILE_PREFIX = "id:"
+_UPLOAD_PREFIX = "up:"
 _U64 = struct.Struct(">Q")
 _U64_PAIR = struct.Struct(">QQ")
 _REV = re.compile(r"[0-9a-f]{32}")
@@ -159,6 +161,23 @@ def pack_device_id(device_id: DeviceId) -> bytes:
     """
     root_ns_of_device(device_id)
     return _unb64(device_id.removeprefix(_DEVICE_PREFIX), 8 + DEVICE_RANDOM_BYTES, device_id)
+
+
+def format_upload_id(ns_id: NsId, session_id: bytes) -> str:
+    """`up:` and 32 URL-safe characters: the session's namespace and its 16 random bytes."""
+    if len(session_id) != SESSION_ID_BYTES:
+        raise ValueError("an upload session's id has 16 random bytes")
+    return _UPLOAD_PREFIX + _b64(_U64.pack(ns_id) + session_id)
+
+
+def parse_upload_id(text: str) -> tuple[NsId, bytes]:
+    """The namespace of an upload session, and its id there.
+
+    Raises:
+        MalformedId: not an upload id.
+    """
+    ns_id = _leading_ns(text, _UPLOAD_PREFIX, 8 + SESSION_ID_BYTES)
+    return ns_id, _unb64(text.removeprefix(_UPLOAD_PREFIX), 8 + SESSION_ID_BYTES, text)[8:]
 
 
 def _leading_ns(text: str, prefix: str, raw_bytes: int) -> NsId:

@@ -60,7 +60,18 @@ def test_accounts_and_devices_carry_their_root(root_ns, account_random, device_r
             ids.root_ns_of_account(wrong)
 
 
+@given(BIGINT, st.binary(min_size=16, max_size=16))
+def test_upload_ids_carry_their_namespace(ns_id, session):
+    text = ids.format_upload_id(NsId(ns_id), session)
+    assert ids.parse_upload_id(text) == (ns_id, session)
+    for wrong in (text[:-1], text + "A", text.replace("up:", "id:"), text.upper(), text[3:], ""):
+        with pytest.raises(MalformedId):
+            ids.parse_upload_id(wrong)
+
+
 def test_random_parts_have_their_length():
+    with pytest.raises(ValueError, match="16"):
+        ids.format_upload_id(NsId(1), bytes(17))
     with pytest.raises(ValueError, match="18"):
         ids.format_account_id(NsId(1), bytes(17))
     with pytest.raises(ValueError, match="16"):
