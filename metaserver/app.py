@@ -5,11 +5,12 @@ from typing import Any
 
 import tornado.web
 
-from metaserver.handlers import about, devices, files, internal
+from metaserver.handlers import about, account, devices, files, internal
 from metaserver.services.blocks import BlockService
 from metaserver.services.devices import DeviceService
 from metaserver.services.heads import HeadService
 from metaserver.services.reads import ReadService
+from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from runtime.metrics import ServerMetrics
 from runtime.tokens import TokenVerifier
@@ -31,6 +32,7 @@ class Parts:
     devices: DeviceService
     blocks: BlockService
     heads: HeadService
+    usage: UsageService
     urls: dict[str, list[str]]
 
 
@@ -57,6 +59,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/v1/devices/refresh", devices.RefreshHandler, owns),
         ("/v1/devices/list", devices.ListDevicesHandler, owns),
         ("/v1/devices/revoke", devices.RevokeHandler, owns),
+        ("/v1/account/usage", account.UsageHandler, {**user, "usage": parts.usage}),
         ("/internal/blocks/begin", internal.BeginHandler, rows),
         ("/internal/blocks/finish", internal.FinishHandler, rows),
         ("/internal/blocks/locate", internal.LocateHandler, rows),

@@ -15,6 +15,7 @@ from metaserver.services.hints import HintQueue, Publisher
 from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
+from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from metaserver.settings import MetaserverSettings
 from runtime.metrics import ServerMetrics
@@ -51,11 +52,12 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             verifier=TokenVerifier(token_keys),
             service_keys=service_keys,
             router=router,
-            writes=WriteService(transactions, access, hints),
+            writes=WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes),
             reads=ReadService(transactions, access, read_ring(settings.cursor_keys_file)),
             devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
             blocks=BlockService(transactions, access),
             heads=HeadService(router),
+            usage=UsageService(transactions, access, settings.quota_bytes),
             urls={
                 "metaservers": settings.metaserver_urls,
                 "blockservers": settings.blockserver_urls,

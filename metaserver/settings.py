@@ -16,6 +16,8 @@ class MetaserverSettings(ServerSettings):
     """Private JSON Web Key Set of the access tokens; the first key signs."""
     cursor_keys_file: Path
     """Key ring of the cursors; the first key signs."""
+    quota_bytes: int | None = Field(default=None, ge=0)
+    """What the live files of an account may come to, unless it has a quota of its own; None: no limit."""
     map_file: Path | None = None
     """Where the last shard map is kept, for a start without the directory."""
     metaserver_urls: UrlList = Field(default_factory=list)

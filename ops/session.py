@@ -12,6 +12,7 @@ from metaserver.services.access import AccessService
 from metaserver.services.accounts import AccountService
 from metaserver.services.devices import DeviceService
 from metaserver.services.identities import IdentityService
+from metaserver.services.usage import UsageService
 from metaserver.storage.accounts import Account
 from ops.errors import NoCluster
 from runtime.logs import configure_logs
@@ -37,6 +38,7 @@ class OperatorSession:
     accounts: AccountService
     devices: DeviceService
     identities: IdentityService
+    usage: UsageService
 
 
 @asynccontextmanager
@@ -60,6 +62,7 @@ async def open_session(directory_dsn: str) -> AsyncIterator[OperatorSession]:
             AccountService(transactions),
             DeviceService(transactions, access, issuer=None),
             identities,
+            UsageService(transactions, access),
         )
     finally:
         await router.close()

@@ -297,6 +297,22 @@ class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`{}`."""
 
 
+# ---- Account
+
+UNLIMITED_BYTES = 2**63 - 1
+"""The quota of an account that has none although the cluster has a default: more than can be stored."""
+
+
+class AccountUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of the live files, and how many there may be; `allocation` is None without a quota.
+
+    For a moment after a folder was deleted, `used` still counts what was in it.
+    """
+
+    used: int
+    allocation: int | None
+
+
 # ---- Discovery
 
 

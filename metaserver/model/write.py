@@ -23,6 +23,7 @@ from wire.errors import (
     MoveIntoItself,
     NotAFolder,
     NotFound,
+    QuotaExceeded,
     ShardboxError,
     TooManyEntries,
 )
@@ -99,19 +100,25 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a batch begins: the namespace's counters and who writes."""
+    """Where a batch begins: the namespace's counters and who writes.
+
+    `quota_bytes` is None where there is no quota.
+    """
 
     ns_id: NsId
     head: Jid
     next_entry_id: EntryId
     display_name: str
+    live_bytes: int = 0
+    quota_bytes: int | None = None
 
 
 class Batch:
     """Operations applied one after another to one namespace's tree.
 
     Invariant: `rows` have dense jids from start.head + 1; `written` maps each touched entry to its last
-    state.
+    state. `grown_bytes` is what the sizes of live files have grown by, but for what lies below `debts`: the
+    folders that were deleted, which nothing has walked yet.
     """
 
     def __init__(self, start: Start, view: TreeView, ready_blocks: Mapping[BlockHash, int]):
@@ -122,6 +129,8 @@ class Batch:
         self.rows: list[JournalRow] = []
         self.written: dict[EntryId, Entry] = {}
         self.created: set[EntryId] = set()
+        self.grown_bytes = 0
+        self.debts: set[EntryId] = set()
 
     @property
     def head(self) -> Jid:
@@ -169,7 +178,7 @@ class Batch:
             is_lost_update = request.mode is WriteMode.UPDATE and request.strict_conflict
             is_free = not is_lost_update
         if is_free:
-            self._check_blocks(request)
+            self._check_content(request, replaced=there)
             return self._write(there, place, Kind.FILE, JournalOp.CONTENT, content=request.content)
         if not request.autorename:
             raise self._conflict(there)
@@ -177,7 +186,7 @@ class Batch:
         for other in self._iter_beside(place, label):
             taken = self._at(other)
             if taken is None:
-                self._check_blocks(request)
+                self._check_content(request, replaced=None)
                 return self._write(None, other, Kind.FILE, JournalOp.CONTENT, content=request.content)
             if _is_identical(taken, request):
                 return self._unchanged(taken)
@@ -216,6 +225,9 @@ class Batch:
         self._check_room(1)
         gone = replace(entry, is_deleted=True, last_jid=Jid(self.head + 1))
         self._append(JournalOp.DELETE, gone, prev_jid=entry.last_jid, old_path=path)
+        if entry.kind is Kind.FOLDER:
+            self.debts.add(entry.entry_id)
+        self.grown_bytes -= entry.size or 0
         return Outcome(entry, path, is_changed=True)
 
     # ---- Places
@@ -314,6 +326,7 @@ class Batch:
                 last_jid=Jid(self.head + 1),
             )
         if content is not None:
+            self.grown_bytes += content.size - (entry.size or 0)
             entry = replace(
                 entry, rev_jid=entry.last_jid, size=content.size, content_hash=content.content_hash
             )
@@ -346,6 +359,17 @@ class Batch:
     def _check_room(self, rows: int) -> None:
         if len(self.rows) + rows > MAX_ROWS_PER_TX:
             raise TooManyEntries(f"a batch writes at most {MAX_ROWS_PER_TX} journal rows")
+
+    def _check_content(self, request: CommitRequest, replaced: Entry | None) -> None:
+        # Room comes first: who has none shall not send the blocks to learn it.
+        self._check_quota(request.content.size - ((replaced and replaced.size) or 0))
+        self._check_blocks(request)
+
+    def _check_quota(self, growth_bytes: int) -> None:
+        """What does not grow is never refused, also beyond the quota."""
+        quota, used = self._start.quota_bytes, self._start.live_bytes + self.grown_bytes
+        if quota is not None and growth_bytes > 0 and used + growth_bytes > quota:
+            raise QuotaExceeded(details={"used": used, "allocation": quota, "needed": growth_bytes})
 
     def _check_blocks(self, request: CommitRequest) -> None:
         absent = dict.fromkeys(block.hex() for block in request.blocks if block not in self._ready)

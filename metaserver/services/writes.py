@@ -53,11 +53,14 @@ class WriteService:
         access: AccessService,
         hints: HintQueue,
         clock: Callable[[], int] = now_us,
+        *,
+        quota_bytes: int | None = None,
     ):
         self._tx = transactions
         self._access = access
         self._hints = hints
         self._clock = clock
+        self._quota_bytes = quota_bytes
 
     async def write_batch(
         self, caller: Caller, operations: Sequence[Operation], key: str | None
@@ -95,7 +98,7 @@ class WriteService:
 
         Tx: journalled.
         """
-        found = await find_for_write(tx.conn, write.ns_id, who.account_id, write.key)
+        found = await find_for_write(tx.conn, write.ns_id, who.account_id, write.key, self._quota_bytes)
         if found is None:
             raise NotFound()
         row, kept = found
@@ -108,7 +111,10 @@ class WriteService:
         view = await load_view(tx.conn, write.ns_id, requests)
         blocks = {block for r in requests if isinstance(r, CommitRequest) for block in r.blocks}
         ready = await find_ready_sizes(tx.conn, write.ns_id, blocks)
-        batch = Batch(Start(write.ns_id, row.head, row.next_entry_id, who.display_name), view, ready)
+        start = Start(
+            write.ns_id, row.head, row.next_entry_id, who.display_name, row.live_bytes, row.quota_bytes
+        )
+        batch = Batch(start, view, ready)
         outcomes: list[Outcome | ShardboxError] = []
         for number, parsed in enumerate(write.parsed):
             if number % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1:
@@ -132,6 +138,8 @@ class WriteService:
                 batch.rows,
                 batch.written,
                 batch.created,
+                batch.grown_bytes,
+                batch.debts,
             )
             await append_journal(tx.conn, add, _keep_of(who, write, result))
             faults.fault_point("metaserver.writes.written")

@@ -19,7 +19,7 @@ class AccountState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person's account, keyed by its root namespace."""
+    """A person's account, keyed by its root namespace; `quota_bytes` is None for the cluster's default."""
 
     root_ns: NsId
     account_id: AccountId
@@ -27,6 +27,8 @@ class Account:
     email: str
     display_name: str
     created_at: datetime
+    quota_bytes: int | None
+    used_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,10 @@ class EmailRow:
 RESERVATION_S = 600
 """After this an unconfirmed reservation is anybody's to resolve: creating an account takes milliseconds."""
 
-_ACCOUNT_COLUMNS: LiteralString = "ns_id, account_id, state, email, display_name, created_at"
+_ACCOUNT_COLUMNS: LiteralString = (
+    "ns_id, account_id, state, email, display_name, created_at, quota_bytes,"
+    " coalesce((SELECT n.live_bytes FROM ns.namespaces n WHERE n.ns_id = accounts.ns_id), 0)"
+)
 
 
 async def take_count(conn: Connection, system_ns: NsId) -> int:
@@ -131,8 +136,10 @@ async def update_account_state(conn: Connection, root_ns: NsId, state: AccountSt
 
 
 def _to_account(row: tuple[object, ...]) -> Account:
-    root_ns, account_id, state, email, display_name, created_at = row
+    root_ns, account_id, state, email, display_name, created_at, quota_bytes, used_bytes = row
     assert isinstance(root_ns, int)
+    assert quota_bytes is None or isinstance(quota_bytes, int)
+    assert isinstance(used_bytes, int)
     assert isinstance(created_at, datetime)
     return Account(
         NsId(root_ns),
@@ -141,6 +148,8 @@ def _to_account(row: tuple[object, ...]) -> Account:
         str(email),
         str(display_name),
         created_at,
+        quota_bytes,
+        used_bytes,
     )
 
 

@@ -21,6 +21,8 @@ class Append:
     rows: Sequence[JournalRow]
     written: Mapping[EntryId, Entry]
     created: Collection[EntryId]
+    grown_bytes: int
+    debts: Collection[EntryId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class KeepAnswer:
 
 
 _HEAD: LiteralString = (
-    "UPDATE ns.namespaces SET head = %s, next_entry_id = %s, modified_us = %s WHERE ns_id = %s"
+    "UPDATE ns.namespaces SET head = %s, next_entry_id = %s, modified_us = %s, live_bytes = live_bytes + %s"
+    " WHERE ns_id = %s"
 )
 _JOURNAL: LiteralString = """
 INSERT INTO ns.server_file_journal (ns_id, jid, entry_id, parent_id, prev_jid, rev_jid, at_us, op, kind,
@@ -79,6 +82,11 @@ _OUTBOX: LiteralString = (
     "INSERT INTO ns.outbox (ns_id, jid) VALUES (%s, %s)"
     " ON CONFLICT (ns_id) DO UPDATE SET jid = greatest(outbox.jid, excluded.jid)"
 )
+# A folder that owes from an earlier death, and was revived since: whoever walks it begins anew.
+_DEBTS: LiteralString = (
+    "INSERT INTO ns.usage_debts (ns_id, entry_id) SELECT %s, unnest(%s::bigint[])"
+    " ON CONFLICT (ns_id, entry_id) DO UPDATE SET revived_count = usage_debts.revived_count + 1"
+)
 _KEEP: LiteralString = (
     "INSERT INTO ns.idempotency (ns_id, account_id, key, digest, answer) VALUES (%s, %s, %s, %s, %s)"
 )
@@ -96,7 +104,8 @@ async def append_journal(conn: Connection, add: Append, keep: KeepAnswer | None)
     placed = [add.written[i] for i in sorted(moved)]
     created = [add.written[i] for i in sorted(add.created)]
     async with conn.pipeline():
-        await conn.execute(_HEAD, [add.head, add.next_entry_id, add.at_us, add.ns_id])
+        head = [add.head, add.next_entry_id, add.at_us, add.grown_bytes, add.ns_id]
+        await conn.execute(_HEAD, head)
         await conn.execute(_JOURNAL, [add.ns_id, add.at_us, add.device, *_journal_arrays(add.rows)])
         if edited:
             await conn.execute(_EDIT_ENTRIES, [*_entry_arrays(edited), add.ns_id])
@@ -106,6 +115,8 @@ async def append_journal(conn: Connection, add: Append, keep: KeepAnswer | None)
             await conn.execute(_PLACE_ENTRIES, [*_entry_arrays(placed), add.ns_id])
         if created:
             await conn.execute(_INSERT_ENTRIES, [add.ns_id, *_entry_arrays(created)])
+        if add.debts:
+            await conn.execute(_DEBTS, [add.ns_id, sorted(add.debts)])
         await conn.execute(_OUTBOX, [add.ns_id, add.head])
         if keep is not None:
             await conn.execute(_KEEP, [add.ns_id, keep.account_id, keep.key, keep.digest, keep.answer])

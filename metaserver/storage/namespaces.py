@@ -10,12 +10,17 @@ from wire.ids import AccountId, EntryId, Jid, NsId
 
 @dataclass(frozen=True, slots=True)
 class NamespaceRow:
-    """A namespace's counters and the caller's right in it; `level` is None for a stranger."""
+    """A namespace's counters and the caller's right in it; `level` is None for a stranger.
+
+    `quota_bytes` is None where there is no quota.
+    """
 
     head: Jid
     next_entry_id: EntryId
     modified_us: int
     level: Level | None
+    live_bytes: int
+    quota_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,10 @@ class KeptAnswer:
 
 
 _GET: LiteralString = """
-SELECT n.head, n.next_entry_id, n.modified_us, m.level, i.digest, i.answer
+SELECT n.head, n.next_entry_id, n.modified_us, m.level, i.digest, i.answer, n.live_bytes,
+       CASE WHEN a.ns_id IS NOT NULL THEN coalesce(a.quota_bytes, %s) END
   FROM ns.namespaces n
+  LEFT JOIN ns.accounts a ON a.ns_id = n.ns_id
   LEFT JOIN ns.members m ON m.ns_id = n.ns_id AND m.account_id = %s
   LEFT JOIN ns.idempotency i ON i.ns_id = n.ns_id AND i.account_id = %s AND i.key = %s
  WHERE n.ns_id = %s
@@ -36,15 +43,20 @@ SELECT n.head, n.next_entry_id, n.modified_us, m.level, i.digest, i.answer
 
 
 async def find_for_write(
-    conn: Connection, ns_id: NsId, account_id: AccountId, key: str | None
+    conn: Connection,
+    ns_id: NsId,
+    account_id: AccountId,
+    key: str | None,
+    default_quota_bytes: int | None,
 ) -> tuple[NamespaceRow, KeptAnswer | None] | None:
     """What a write must know first, read after its locks; None where there is no such namespace."""
-    cursor = await conn.execute(_GET, [account_id, account_id, key, ns_id])
+    cursor = await conn.execute(_GET, [default_quota_bytes, account_id, account_id, key, ns_id])
     row = await cursor.fetchone()
     if row is None:
         return None
     kept = KeptAnswer(row[4], row[5]) if row[4] is not None else None
-    return NamespaceRow(row[0], row[1], row[2], Level(row[3]) if row[3] else None), kept
+    level = Level(row[3]) if row[3] else None
+    return NamespaceRow(row[0], row[1], row[2], level, row[6], row[7]), kept
 
 
 async def insert_namespace(conn: Connection, ns_id: NsId, owner: AccountId) -> None:

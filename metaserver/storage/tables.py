@@ -92,6 +92,13 @@ usage_debts = sa.Table(
     _ns_id(),
     # A deleted folder is one row, whatever lies below it: what its files took is given back afterwards.
     sa.Column("entry_id", sa.BigInteger, primary_key=True, autoincrement=False, comment="a deleted folder"),
+    sa.Column(
+        "revived_count",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="what was revived from below it: a walk that this overtook begins anew",
+    ),
 )
 
 upload_sessions = sa.Table(

@@ -10,6 +10,7 @@ from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
 from ops.output import OutputFormat, OutputOption, print_table, show
 from ops.session import OperatorSession, get_account, run_session
+from wire.api import UNLIMITED_BYTES
 from wire.ids import format_ns_id, slot_of
 
 app = typer.Typer(no_args_is_help=True, help="Accounts.")
@@ -28,6 +29,9 @@ class UserReport(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     shard: str
     created_at: str
+    used_bytes: int
+    quota: str
+    """Bytes, `none`, or `default`: what the servers' SHARDBOX_QUOTA_BYTES says."""
 
 
 def report_account(session: OperatorSession, account: Account) -> UserReport:
@@ -41,18 +45,29 @@ def report_account(session: OperatorSession, account: Account) -> UserReport:
         slot=slot_of(account.root_ns),
         shard=session.router.placement(account.root_ns).shard,
         created_at=account.created_at.isoformat(timespec="seconds"),
+        used_bytes=account.used_bytes,
+        quota=_tell_quota(account.quota_bytes),
     )
 
 
+def _tell_quota(quota_bytes: int | None) -> str:
+    if quota_bytes is None:
+        return "default"
+    return "none" if quota_bytes == UNLIMITED_BYTES else str(quota_bytes)
+
+
 def _show(users: list[UserReport], output: OutputFormat, *, is_list: bool) -> None:
-    columns = ["account", "e-mail", "name", "state", "root namespace", "shard", "created"]
+    columns = ["account", "e-mail", "name", "state", "root namespace", "shard", "used", "quota", "created"]
     show(
         {"users": users} if is_list else users[0],
         output,
         lambda: print_table(
             columns,
             [
-                (u.account_id, u.email, u.display_name, u.state, u.root_ns, u.shard, u.created_at)
+                (
+                    *(u.account_id, u.email, u.display_name, u.state, u.root_ns, u.shard),
+                    *(u.used_bytes, u.quota, u.created_at),
+                )
                 for u in users
             ],
         ),
@@ -85,7 +100,7 @@ def add(
 
 @app.command("list")
 def list_users(data_dir: DataDirOption = None, output: OutputOption = OutputFormat.TEXT) -> None:
-    """List all accounts, slot by slot."""
+    """List all accounts and what they use, slot by slot."""
 
     async def work(session: OperatorSession) -> list[UserReport]:
         return [report_account(session, account) async for account in session.accounts.iter_accounts()]
@@ -107,6 +122,33 @@ def enable(
 ) -> None:
     """Take back `disable`."""
     _set_state(user, data_dir, output, AccountState.ACTIVE)
+
+
+@app.command()
+def quota(
+    user: UserArgument,
+    size_bytes: Annotated[
+        int | None, typer.Option("--bytes", min=0, help="What its live files may come to.")
+    ] = None,
+    is_default: Annotated[bool, typer.Option("--default", help="What the servers' settings say.")] = False,
+    is_none: Annotated[bool, typer.Option("--none", help="No limit, whatever the settings say.")] = False,
+    data_dir: DataDirOption = None,
+    output: OutputOption = OutputFormat.TEXT,
+) -> None:
+    """Show what an account uses and may use, or set it; holds from the next write on."""
+    if (size_bytes is not None) + is_default + is_none > 1:
+        raise typer.BadParameter("give one of --bytes, --default and --none")
+    is_set = is_default or is_none or size_bytes is not None
+
+    async def work(session: OperatorSession) -> UserReport:
+        account = await get_account(session.accounts, user)
+        if is_set:
+            wanted = UNLIMITED_BYTES if is_none else size_bytes
+            await session.usage.set_quota(account.account_id, wanted)
+            account = await get_account(session.accounts, account.account_id)
+        return report_account(session, account)
+
+    _show([run_session(find_directory_dsn(data_dir), work)], output, is_list=False)
 
 
 def _set_state(user: str, data_dir: DataDirOption, output: OutputFormat, state: AccountState) -> None:

@@ -83,6 +83,7 @@ async def address(services: Services):
             devices=services.devices,
             blocks=services.blocks,
             heads=HeadService(services.router),
+            usage=services.usage,
             urls={"metaservers": [], "blockservers": [], "notifservers": []},
         )
     )

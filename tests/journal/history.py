@@ -68,6 +68,8 @@ class History:
         for reader in self.readers:
             await self._read(reader, 10_000)
         await self.truth.check_tables(self._conn)
+        await self.world.pay_debts(self.ns_id)
+        await self.truth.check_tables(self._conn)
 
     # ---- Steps
 

@@ -21,7 +21,8 @@ SELECT entry_id, parent_id, created_jid, last_jid, rev_jid, size, kind, is_delet
   FROM ns.entries WHERE ns_id = %s ORDER BY entry_id
 """
 _NAMESPACE = """
-SELECT n.head, n.next_entry_id, n.modified_us,
+SELECT n.head, n.next_entry_id, n.modified_us, n.live_bytes,
+       EXISTS (SELECT 1 FROM ns.usage_debts d WHERE d.ns_id = n.ns_id),
        (SELECT array_agg(o.jid) FROM ns.outbox o WHERE o.ns_id = n.ns_id)
   FROM ns.namespaces n WHERE n.ns_id = %s
 """
@@ -164,10 +165,12 @@ class Truth:
         cursor = await conn.execute(_NAMESPACE, [self.ns_id], binary=True)
         found = await cursor.fetchone()
         assert found is not None
-        head, next_entry_id, modified_us, outbox = found
+        head, next_entry_id, modified_us, live_bytes, has_debts, outbox = found
         expect(head == self.head, "head is", head, "and the journal ends at", self.head)
         expect(next_entry_id > max(self.nodes, default=0), "next_entry_id", next_entry_id, "is taken")
         expect(modified_us == self._at_us, "modified_us is not the last row's")
+        used = sum(shown[4] or 0 for shown in self.tree.values())
+        expect(live_bytes == used or (has_debts and live_bytes > used), "live bytes:", live_bytes, "of", used)
         expect(outbox == ([head] if head else None), "the outbox holds", outbox, "at head", head)
         cursor = await conn.execute(_ENTRIES, [self.ns_id], binary=True)
         entries = {

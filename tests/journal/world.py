@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from metaserver.model.rows import Level
+from metaserver.storage.usage import Debt
 from tests.support.databases import FreshCluster
 from tests.support.moving import copy_range, delete_range, publish_override, set_ownership
 from tests.support.services import Services, User, commit_of, run_services
@@ -88,6 +89,14 @@ class World:
     def conn_of(self, ns_id: NsId) -> psycopg.AsyncConnection:
         """A connection of the test's own to the owner of a namespace."""
         return self.shards[self.shard_of(ns_id)]
+
+    async def pay_debts(self, ns_id: NsId) -> None:
+        """Have all debts of a namespace paid; nobody writes to it meanwhile."""
+        cursor = await self.conn_of(ns_id).execute(
+            "SELECT ns_id, entry_id, revived_count FROM ns.usage_debts WHERE ns_id = %s", [ns_id]
+        )
+        for row in await cursor.fetchall():
+            assert await self.services.debts.settle(Debt(*row))
 
     async def move(self, ns_id: NsId, *, is_published: bool, is_deleted: bool) -> None:
         """Move a namespace to another shard.

@@ -36,6 +36,13 @@ def upgrade() -> None:
         sa.Column(
             "entry_id", sa.BigInteger(), autoincrement=False, nullable=False, comment="a deleted folder"
         ),
+        sa.Column(
+            "revived_count",
+            sa.BigInteger(),
+            server_default="0",
+            nullable=False,
+            comment="what was revived from below it: a walk that this overtook begins anew",
+        ),
         sa.PrimaryKeyConstraint("ns_id", "entry_id"),
         schema="ns",
     )

@@ -54,6 +54,11 @@ def test_a_user_is_added_found_disabled_and_enabled(shardctl: Shardctl) -> None:
     assert len(added["account_id"]) == 40
     assert shardctl.error("user", "add", "ann@example.org") == (EXIT_CONFLICT, "already_exists")
     assert shardctl.json("user", "list")["users"] == [added]
+    assert (added["used_bytes"], added["quota"]) == (0, "default")
+    assert shardctl.json("user", "quota", "ann@example.org", "--bytes", "1000")["quota"] == "1000"
+    assert shardctl.json("user", "quota", "ann@example.org", "--none")["quota"] == "none"
+    assert shardctl.json("user", "quota", "ann@example.org", "--default") == added
+    assert shardctl.run("user", "quota", "ann@example.org", "--none", "--default").returncode == EXIT_USAGE
     assert shardctl.json("user", "disable", "ANN@example.org")["state"] == "disabled"
     assert shardctl.json("user", "enable", added["account_id"])["state"] == "active"
     assert shardctl.error("user", "disable", "nobody@example.org") == (EXIT_NOT_FOUND, "not_found")
