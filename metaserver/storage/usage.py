@@ -85,6 +85,22 @@ async def pay_debt(conn: Connection, debt: Debt, size_bytes: int) -> bool:
     return True
 
 
+async def find_owing(conn: Connection, ns_id: NsId, folders: Sequence[EntryId]) -> set[EntryId]:
+    """Which of these deleted folders owe, told that something is being revived from below them.
+
+    What lies below one that owes (below it without another deleted folder between) is counted still: reviving
+    it adds nothing. Below one that does not owe, it adds its size.
+
+    Tx: journalled, the one that revives.
+    """
+    cursor = await conn.execute(
+        "UPDATE ns.usage_debts SET revived_count = revived_count + 1"
+        " WHERE ns_id = %s AND entry_id = ANY(%s) RETURNING entry_id",
+        [ns_id, folders],
+    )
+    return {EntryId(row[0]) for row in await cursor.fetchall()}
+
+
 async def update_quota(conn: Connection, root_ns: NsId, quota_bytes: int | None) -> None:
     """An account's own quota; None: the cluster's default."""
     await conn.execute("UPDATE ns.accounts SET quota_bytes = %s WHERE ns_id = %s", [quota_bytes, root_ns])
