@@ -1,7 +1,6 @@
 """What goes on while processes are killed: commits over HTTP, long-polls, and two sync clients with edits."""
 
 import asyncio
-import os
 import random
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from loadtest.trees import read_tree
 from sharding.shardmap import ShardMap
 from tests.kill.api import ApiDevice, Failed, empty_file, one_block_file
+from tests.support.commands import CLIENT, run_command
 from tests.support.waiting import wait_for
 from wire.hashes import block_hash
 from wire.ids import parse_ns_id, slot_of_digest
@@ -178,14 +178,8 @@ def root_of(device: ApiDevice) -> int:
 
 def run_client(folder: Path, *, fault: str | None = None) -> int:
     """`shardbox sync` once; its exit status, negative for the signal that ended it."""
-    env = os.environ | ({"SHARDBOX_FAULT": fault} if fault else {})
-    done = subprocess.run(
-        [sys.executable, "-m", "client", "sync", str(folder)],
-        env=env,
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
+    env = {"SHARDBOX_FAULT": fault} if fault else {}
+    done = run_command(CLIENT, "sync", str(folder), env=env, timeout_s=120)
     if done.returncode > 0:
-        raise AssertionError(f"sync of {folder}: {done.stderr.decode()[-2000:]}")
+        raise AssertionError(f"sync of {folder}: {done.stderr[-2000:]}")
     return done.returncode

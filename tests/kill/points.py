@@ -9,7 +9,6 @@ import secrets
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from loadtest.trees import read_tree
 from tests.kill.api import ApiDevice, Failed, empty_file
 from tests.kill.course import Report, link_folder
 from tests.kill.load import run_client
+from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
 from wire import faults
@@ -85,11 +85,9 @@ class ClientPoints:
         """Linking and the first listing come once in a device's life."""
         new, code = self._folder / f"new {self._number}", self._make_code()
         new.mkdir()
-        link = ["link", self._url, "--code", code, "--name", "new", str(new)]
-        for env in (os.environ | {"SHARDBOX_FAULT": fault}, os.environ):
-            done = subprocess.run(
-                [sys.executable, "-m", "client", *link], env=env, capture_output=True, check=False
-            )
+        link = ("link", self._url, "--code", code, "--name", "new", str(new))
+        for env in ({"SHARDBOX_FAULT": fault}, {}):
+            done = run_command(CLIENT, *link, env=env)
             # A link that was cut after its last step is there already.
             if done.returncode >= 0 and (new / ".shardbox").is_dir():
                 break
@@ -156,8 +154,8 @@ class ServerPoints:
             json.dumps({"env": {name: {"SHARDBOX_FAULT": f"{point}@{token}"} for name in names}})
         )
         try:
-            for name in names:
-                pid = await asyncio.to_thread(self._cluster.kill, name)
+            killed = {name: await asyncio.to_thread(self._cluster.kill, name) for name in names}
+            for name, pid in killed.items():
                 await asyncio.to_thread(self._cluster.wait_restarted, name, pid)
             await self._drive(token)
         finally:
