@@ -11,9 +11,8 @@ from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.settings import BlockserverSettings
-from blockserver.storage.folder import BlockFolder
 from blockserver.storage.index import BlockIndex
-from blockserver.storage.threads import FolderBackend
+from blockserver.stores import open_backend
 from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
@@ -25,8 +24,7 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     """All objects of the process."""
     metrics = ServerMetrics()
     block_metrics = BlockMetrics(metrics.registry)
-    folder = BlockFolder(settings.block_dir, min_free_bytes=settings.block_min_free_bytes)
-    backend = FolderBackend(folder)
+    backend = open_backend(settings)
     stack.push_async_callback(backend.close)
     metaservers = ServiceClient(settings.metaserver_urls, read_ring(settings.service_keys_file))
     await stack.enter_async_context(metaservers)

@@ -56,6 +56,14 @@ class Attested:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a listing."""
+
+    name: ObjectName
+    size: int
+
+
 class ObjectMissing(Exception):
     """There is no such object."""
 
@@ -66,11 +74,22 @@ class Backend(Protocol):
     async def put(self, name: ObjectName, data: bytes | bytearray | memoryview) -> None:
         """Write an object; on return it is durable. Nobody ever sees a part of it.
 
-        An object of that name that is there already is left as it is: it has these very bytes.
+        `data` has the hash that names it, so an object that is there already has these very bytes; it is left
+        as it is, or written again with the same.
 
         Raises:
             StorageFull: there is no room, or too little would be left.
             UpstreamUnavailable: the store failed; the object may be there or not.
+        """
+        ...
+
+    async def replace(self, name: ObjectName, data: bytes | bytearray | memoryview) -> None:
+        """Write an object anew, whatever lies there: for one that was found missing or damaged.
+
+        Until it returns, a reader gets what lay there before or the new bytes, never a part.
+
+        Raises:
+            StorageFull, UpstreamUnavailable: as for `put`; what lay there before may still do so.
         """
         ...
 
@@ -91,12 +110,29 @@ class Backend(Protocol):
         """
         ...
 
-    async def exists(self, name: ObjectName) -> bool:
-        """Whether the object is there."""
+    async def find_size(self, name: ObjectName) -> int | None:
+        """The object's length in bytes; None: there is no such object.
+
+        Raises:
+            UpstreamUnavailable: it cannot be asked now.
+        """
+        ...
+
+    async def list_objects(self, after: ObjectName | None, limit: int) -> list[StoredObject]:
+        """Up to `limit` objects behind `after` (None: from the first), by hash and then generation.
+
+        Empty: there are no more. What lies there and is no object of ours is passed over.
+
+        Raises:
+            UpstreamUnavailable: it cannot be asked now.
+        """
         ...
 
     async def find_free_bytes(self) -> int | None:
         """The room left for new objects, never below 0; None if the store knows no bound.
+
+        It asks the store in any case: whether it answers is what readiness hangs on. What it said a few
+        seconds ago may be repeated.
 
         Raises:
             UpstreamUnavailable: the store does not answer.

@@ -6,7 +6,7 @@
 
 A write goes: file under writing/, fsync, hard link to its place (which never overwrites), fsync of that
 directory, unlink of the first name. Until the link there is no object; after the last fsync it survives a
-loss of power.
+loss of power. Mending a damaged object renames over it instead of linking.
 """
 
 import errno
@@ -15,10 +15,19 @@ import itertools
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from blockserver.storage.backend import ObjectMissing, ObjectName
+from blockserver.storage.backend import (
+    Attested,
+    ObjectMissing,
+    ObjectName,
+    SignedRequest,
+    StagedName,
+    StoredObject,
+)
+from blockserver.storage.keys import format_object, parse_object
 from wire.errors import StorageFull, UpstreamUnavailable
 from wire.faults import declare, fault_point
 from wire.hashes import BLOCK_BYTES
@@ -35,6 +44,8 @@ declare(
     "blockserver.object.before_link",
     "blockserver.object.after_link",
     "blockserver.object.after_dir_sync",
+    "blockserver.object.before_replace",
+    "blockserver.object.after_replace",
     "blockserver.object.before_delete",
 )
 
@@ -62,18 +73,23 @@ class BlockFolder:
 
     def put(self, name: ObjectName, data: bytes | bytearray | memoryview) -> None:
         """Write an object durably, see `Backend.put`."""
+        self._write(name, data, _link)
+
+    def replace(self, name: ObjectName, data: bytes | bytearray | memoryview) -> None:
+        """Write an object over what lies there, see `Backend.replace`."""
+        self._write(name, data, _rename)
+
+    def _write(
+        self, name: ObjectName, data: bytes | bytearray | memoryview, publish: Callable[[Path, Path], None]
+    ) -> None:
         fault_point("blockserver.object.before_write")
         if self.find_free_bytes() < len(data):
             raise StorageFull("the block folder is full")
         temporary = self._own / str(next(self._names))
         try:
             _write_file(temporary, data)
-            fault_point("blockserver.object.before_link")
             place = self._place(name)
-            # It exists: an earlier try of this very write, which may have died before its fsync below.
-            with suppress(FileExistsError):
-                os.link(temporary, place)
-            fault_point("blockserver.object.after_link")
+            publish(temporary, place)
             _sync_dir(place.parent)
             fault_point("blockserver.object.after_dir_sync")
         except OSError as error:
@@ -88,7 +104,7 @@ class BlockFolder:
             with self._place(name).open("rb", buffering=0) as file:
                 return _read_up_to(file.fileno(), BLOCK_BYTES + 1)
         except FileNotFoundError:
-            raise ObjectMissing(str(self._place(name).name)) from None
+            raise ObjectMissing(format_object(name)) from None
         except OSError as error:
             raise _as_domain_error(error, "read") from error
 
@@ -103,7 +119,59 @@ class BlockFolder:
 
     def exists(self, name: ObjectName) -> bool:
         """Whether the object is there."""
-        return self._place(name).exists()
+        return self.find_size(name) is not None
+
+    def find_size(self, name: ObjectName) -> int | None:
+        """An object's length, see `Backend.find_size`."""
+        try:
+            return self._place(name).stat().st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _as_domain_error(error, "looked at") from error
+
+    def list_objects(self, after: ObjectName | None, limit: int) -> list[StoredObject]:
+        """Objects in order, see `Backend.list_objects`."""
+        start = "" if after is None else format_object(after)
+        found: list[StoredObject] = []
+        try:
+            for i in range(int(start[:FAN_OUT_DIGITS] or "0", 16), 16**FAN_OUT_DIGITS):
+                if len(found) == limit:
+                    break
+                folder = self._objects / f"{i:0{FAN_OUT_DIGITS}x}"
+                for text in sorted(text for text in os.listdir(folder) if text > start):  # noqa: PTH208
+                    name = parse_object(text)
+                    size = None if name is None else self.find_size(name)
+                    if name is None or size is None:
+                        continue
+                    found.append(StoredObject(name, size))
+                    if len(found) == limit:
+                        break
+        except OSError as error:
+            raise _as_domain_error(error, "listed") from error
+        return found
+
+    def find_direct_place(self, name: ObjectName, session_id: bytes) -> None:
+        """None: a folder has no address of its own."""
+
+    def presign_put(self, place: ObjectName | StagedName, *, size: int, expires_s: int) -> None:
+        """None, see `Backend.presign_put`."""
+
+    def presign_get(self, name: ObjectName, *, expires_s: int) -> SignedRequest | None:
+        """None, see `Backend.presign_get`."""
+
+    def attest(self, name: ObjectName) -> Attested | None:
+        """None: a file system does not know SHA-256."""
+        if self.exists(name):
+            return None
+        raise ObjectMissing(format_object(name))
+
+    def get_staged(self, name: StagedName) -> bytes:
+        """Nothing is ever staged here."""
+        raise ObjectMissing(name.hash.hex())
+
+    def delete_staged(self, name: StagedName) -> None:
+        """Nothing is ever staged here."""
 
     def find_free_bytes(self) -> int:
         """What may still be written before the reserve is touched."""
@@ -114,8 +182,8 @@ class BlockFolder:
         return max(0, stat.f_bavail * stat.f_frsize - self._min_free_bytes)
 
     def _place(self, name: ObjectName) -> Path:
-        digits = name.hash.hex()
-        return self._objects / digits[:FAN_OUT_DIGITS] / f"{digits}.{name.generation.hex()}"
+        text = format_object(name)
+        return self._objects / text[:FAN_OUT_DIGITS] / text
 
     def _make_layout(self) -> None:
         """Make the directories once; two processes may do it side by side."""
@@ -168,6 +236,20 @@ class BlockFolder:
 
     def _lock_path(self, folder: Path) -> Path:
         return folder.with_suffix(".lock")
+
+
+def _link(temporary: Path, place: Path) -> None:
+    fault_point("blockserver.object.before_link")
+    # It exists: an earlier try of this very write, which may have died before its fsync.
+    with suppress(FileExistsError):
+        os.link(temporary, place)
+    fault_point("blockserver.object.after_link")
+
+
+def _rename(temporary: Path, place: Path) -> None:
+    fault_point("blockserver.object.before_replace")
+    temporary.replace(place)
+    fault_point("blockserver.object.after_replace")
 
 
 def _write_file(path: Path, data: bytes | bytearray | memoryview) -> None:

@@ -24,6 +24,7 @@ assert blockserver.main
 pytestmark = pytest.mark.xdist_group("blockserver faults")  # they share their servers
 POINTS = [name for name in faults.declared() if name.startswith("blockserver.")]
 DROPS = "blockserver.object.before_delete"
+MENDS = ["blockserver.object.before_replace", "blockserver.object.after_replace"]
 
 
 async def cut(client: BlockClient, *blocks: bytes) -> None:
@@ -46,7 +47,7 @@ def leftovers(stack: Stack) -> list[str]:
     return [p.name for p in (stack.folder / "blocks" / "writing").rglob("*") if p.suffix != ".lock"]
 
 
-@pytest.mark.parametrize("point", [p for p in POINTS if p != DROPS])
+@pytest.mark.parametrize("point", [p for p in POINTS if p not in (DROPS, *MENDS)])
 async def test_killed_at_any_step_and_tried_again(stack: Stack, point: str):
     client = BlockClient(stack, await stack.new_user())
     # One block by itself, or a pack.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blockserver.storage.backend import ObjectMissing, ObjectName
+from blockserver.storage.backend import ObjectMissing, ObjectName, StoredObject
 from blockserver.storage.folder import BlockFolder
 from wire import faults
 from wire.errors import StorageFull, UpstreamUnavailable
@@ -20,7 +20,8 @@ from wire.hashes import BLOCK_BYTES, block_hash
 DATA = bytes(range(256)) * 5_000
 NAME = ObjectName(block_hash(DATA), b"generation-one--")
 OTHER = ObjectName(block_hash(DATA), b"generation-two--")
-POINTS = [name for name in faults.declared() if name.startswith("blockserver.object.")]
+REPLACING = ["blockserver.object.before_replace", "blockserver.object.after_replace"]
+POINTS = [n for n in faults.declared() if n.startswith("blockserver.object.") and n not in REPLACING]
 DIES_BEFORE_LINK = {"before_write", "half_written", "before_link"}
 REPOSITORY = Path(__file__).parents[3]
 
@@ -38,15 +39,15 @@ name = ObjectName(block_hash(data), b"generation-one--")
 if sys.argv[2] == "live":
     print("ready", flush=True)
     sys.stdin.read()
-folder.put(name, data)
+folder.replace(name, data) if sys.argv[2] == "replace" else folder.put(name, data)
 folder.delete(ObjectName(block_hash(b"none"), bytes(16)))
 folder.close()
 """
 
 
-def run_writer(root: Path, fault: str) -> int:
+def run_writer(root: Path, fault: str, mode: str = "put") -> int:
     env = os.environ | {"SHARDBOX_FAULT": fault}
-    command = [sys.executable, "-c", WRITER, str(root), "once"]
+    command = [sys.executable, "-c", WRITER, str(root), mode]
     return subprocess.run(command, env=env, cwd=REPOSITORY, timeout=60, check=False).returncode
 
 
@@ -111,6 +112,36 @@ def test_killed_at_any_point(tmp_path: Path, point: str):
     finally:
         folder.close()
     assert files_of(root / "writing") == set()
+
+
+@pytest.mark.parametrize("point", REPLACING)
+def test_killed_while_it_mends(tmp_path: Path, point: str):
+    """What lies there is the damaged object or the whole of the new one."""
+    root = tmp_path / "blocks"
+    folder = BlockFolder(root, min_free_bytes=0)
+    try:
+        folder.put(NAME, b"damaged")
+        assert run_writer(root, point, "replace") == -signal.SIGKILL
+        assert folder.get(NAME) == (DATA if point.endswith("after_replace") else b"damaged")
+        assert run_writer(root, "", "replace") == 0
+        assert folder.get(NAME) == DATA
+        assert [f for f in files_of(root / "writing") if not f.endswith(".lock")] == []
+    finally:
+        folder.close()
+
+
+def test_objects_are_listed_in_order(folder: BlockFolder, tmp_path: Path):
+    blocks = [os.urandom(100) for _ in range(40)]
+    names = [ObjectName(block_hash(data), os.urandom(16)) for data in [*blocks, *blocks[:10]]]
+    for name, data in zip(names, [*blocks, *blocks[:10]], strict=True):
+        folder.put(name, data)
+    digits = names[0].hash.hex()
+    (tmp_path / "blocks" / "objects" / digits[:3] / f"{digits}.old").write_text("not ours")
+    found: list[StoredObject] = []
+    while page := folder.list_objects(found[-1].name if found else None, 7):
+        assert len(page) <= 7
+        found += page
+    assert found == [StoredObject(name, 100) for name in sorted(names, key=lambda n: (n.hash, n.generation))]
 
 
 def test_a_living_process_keeps_what_it_writes(tmp_path: Path):
