@@ -15,6 +15,8 @@ from metaserver.services.hints import HintQueue, Publisher
 from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
+from metaserver.services.sessions import SessionService
+from metaserver.services.targets import TargetService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from metaserver.settings import MetaserverSettings
@@ -23,6 +25,7 @@ from runtime.process import run_server
 from runtime.rpc import ServiceClient
 from runtime.settings import read_ring
 from runtime.tokens import TokenIssuer, TokenVerifier
+from sharding.metrics import ShardCollector
 from sharding.router import Router
 from sharding.tx import Transactions
 from wire.api import MAX_BODY_BYTES
@@ -34,11 +37,15 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     service_keys = read_ring(settings.service_keys_file)
     token_keys = settings.token_keys_file.read_bytes()
     router = Router(settings.directory_dsn, settings.map_file, "metaserver")
+    metrics.registry.register(ShardCollector(router))
     stack.push_async_callback(router.close)
     await router.open()
     transactions = Transactions(router, metrics.registry)
     access = AccessService(transactions, IdentityService(transactions))
     client = await stack.enter_async_context(ServiceClient(settings.notifserver_urls, service_keys))
+    blockservers = await stack.enter_async_context(
+        ServiceClient(settings.blockserver_internal_urls or settings.blockserver_urls, service_keys)
+    )
     publisher = Publisher(settings.notifserver_urls, client)
     hints = HintQueue(publisher)
     hints.start()
@@ -46,18 +53,21 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     relay = Relay(transactions, publisher, [DebtSweep(transactions), Expiry(transactions)])
     relay.start()
     stack.push_async_callback(relay.stop)
+    writes = WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes)
+    targets = TargetService(blockservers, settings.blockserver_urls, service_keys)
     return make_app(
         Parts(
             metrics=metrics,
             verifier=TokenVerifier(token_keys),
             service_keys=service_keys,
             router=router,
-            writes=WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes),
+            writes=writes,
             reads=ReadService(transactions, access, read_ring(settings.cursor_keys_file)),
             devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
             blocks=BlockService(transactions, access),
             heads=HeadService(router),
             usage=UsageService(transactions, access, settings.quota_bytes),
+            sessions=SessionService(transactions, access, writes, targets, hints),
             urls={
                 "metaservers": settings.metaserver_urls,
                 "blockservers": settings.blockserver_urls,

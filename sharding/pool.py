@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 import psycopg
 import psycopg_pool
@@ -61,6 +62,15 @@ def session_conninfo(dsn: str, application: str) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PoolLoad:
+    """Connections in use and free, and callers in the queue."""
+
+    busy: int
+    idle: int
+    waiting: int
+
+
 class ShardPool:
     """The connections of this process to one shard."""
 
@@ -79,6 +89,13 @@ class ShardPool:
     def is_out(self) -> bool:
         """Whether the shard does not answer."""
         return self._out_because is not None
+
+    def load(self) -> PoolLoad:
+        """How busy it is now; all 0 while the shard is out."""
+        if self._pool is None:
+            return PoolLoad(0, 0, 0)
+        stats = self._pool.get_stats()
+        return PoolLoad(len(self._busy), stats.get("pool_available", 0), stats.get("requests_waiting", 0))
 
     async def open(self) -> None:
         """Start probing; returns after the first answer, or its time-out."""

@@ -110,6 +110,10 @@ class Router:
             raise ShardUnavailable("the shard of this namespace is not known yet", details={"shard": shard})
         return pool
 
+    def pools(self) -> list[ShardPool]:
+        """The connections to every shard, by name."""
+        return [self._pools[name] for name in sorted(self._pools)]
+
     def group_by_shard(self, ns_ids: Iterable[NsId]) -> dict[str, list[NsId]]:
         """Namespaces by the shard that they are believed to live on."""
         groups: dict[str, list[NsId]] = {}
