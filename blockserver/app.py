@@ -11,6 +11,7 @@ from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.storage.backend import Backend
+from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
 from runtime.tokens import TokenVerifier
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
@@ -50,6 +51,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
                 base | {"backend": parts.backend, "block_metrics": parts.block_metrics},
             ),
             (r"/metrics", MetricsHandler, base),
+            (r"/openapi.json", DocumentHandler, base | {"title": "Shardbox block API"}),
         ],
         default_handler_class=NotFoundHandler,
         default_handler_args=base,

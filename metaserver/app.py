@@ -12,6 +12,7 @@ from metaserver.services.heads import HeadService
 from metaserver.services.reads import ReadService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
+from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
 from runtime.tokens import TokenVerifier
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
@@ -72,6 +73,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/readyz", about.ReadyHandler, {**plain, "router": parts.router}),
         ("/healthz", HealthHandler, plain),
         ("/metrics", MetricsHandler, plain),
+        ("/openapi.json", DocumentHandler, {**plain, "title": "Shardbox metadata API"}),
     ]
     return tornado.web.Application(
         [tornado.web.url(path, handler, kwargs) for path, handler, kwargs in routes],

@@ -4,6 +4,7 @@ import tornado.web
 
 from notifserver.handlers.polls import LongpollHandler, PublishHandler, ReadyHandler
 from notifserver.services.polls import PollService
+from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
 from wire.keys import KeyRing
@@ -20,6 +21,7 @@ def make_app(polls: PollService, service_keys: KeyRing, metrics: ServerMetrics) 
             (r"/healthz", HealthHandler, base),
             (r"/readyz", ReadyHandler, base),
             (r"/metrics", MetricsHandler, base),
+            (r"/openapi.json", DocumentHandler, base | {"title": "Shardbox notification API"}),
         ],
         default_handler_class=NotFoundHandler,
         default_handler_args=base,

@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -12,6 +12,7 @@ import tornado.web
 
 from runtime.logs import get_log
 from runtime.metrics import CONTENT_TYPE, ServerMetrics
+from runtime.openapi import Raw, endpoint
 from wire.api import REQUEST_ID_HEADER
 from wire.errors import (
     BadRequest,
@@ -220,14 +221,21 @@ class NotFoundHandler(BaseHandler):
         raise NotFound("there is no such address")
 
 
+class Alive(msgspec.Struct, frozen=True):
+    """The process runs and its loop turns."""
+
+    status: Literal["ok"] = "ok"
+
+
 class HealthHandler(BaseHandler):
     """GET /healthz: the process runs and its loop turns."""
 
     route = "healthz"
 
+    @endpoint(None, Alive)
     def get(self) -> None:
         """Answer ok."""
-        self.finish({"status": "ok"})
+        self.answer(Alive())
 
 
 class MetricsHandler(BaseHandler):
@@ -235,6 +243,7 @@ class MetricsHandler(BaseHandler):
 
     route = "metrics"
 
+    @endpoint(None, Raw(CONTENT_TYPE, "Prometheus's text format."))
     def get(self) -> None:
         """Answer the registry's text."""
         self.set_header("Content-Type", CONTENT_TYPE)

@@ -7,9 +7,21 @@ import tornado.web
 
 from blockserver.model.budget import ByteBudget, Share
 from runtime.metrics import ServerMetrics
+from runtime.openapi import Kind
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
-from wire.errors import BadRequest, BodyTooLarge, ShardboxError
+from wire.errors import (
+    BadRequest,
+    BodyTooLarge,
+    MalformedId,
+    NotFound,
+    NotReady,
+    Overloaded,
+    ShardboxError,
+    ShardUnavailable,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
 from wire.ids import NsId, parse_ns_id
 from wire.internal import Caller
 
@@ -24,6 +36,19 @@ MAX_BODY_BYTES = MAX_DISCARDED_BYTES + 2**20
 
 class CallerHandler(BaseHandler):
     """An address for users: the access token is looked at before anything else."""
+
+    needs_token = True
+    kind = Kind(
+        (
+            MalformedId,
+            NotFound,
+            NotReady,
+            Overloaded,
+            ShardUnavailable,
+            TooManyRequests,
+            UpstreamUnavailable,
+        )
+    )
 
     def initialize(self, *, metrics: ServerMetrics, verifier: TokenVerifier) -> None:  # type: ignore[override]
         """Wired by the route table."""

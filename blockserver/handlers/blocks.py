@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import tornado.iostream
 import tornado.web
+from msgspec import Meta
 from tornado.http1connection import HTTP1Connection
 
 from blockserver.handlers.base import BodyHandler, CallerHandler
@@ -15,6 +16,7 @@ from blockserver.model.ranges import parse_range
 from blockserver.services.download import READ_AHEAD_BYTES, DownloadService
 from blockserver.services.upload import UploadService
 from runtime.metrics import ServerMetrics
+from runtime.openapi import Parameter, Raw, endpoint
 from runtime.tokens import TokenVerifier
 from wire.blocks import (
     MAX_MISSING_HASHES,
@@ -24,9 +26,20 @@ from wire.blocks import (
     MissingBlocks,
     MissingResult,
     PutPackResult,
+    PutVerdict,
     format_frame_head,
 )
-from wire.errors import RangeNotSatisfiable, TooManyEntries, error_from_info
+from wire.errors import (
+    BlockCorrupt,
+    BlockNotFound,
+    Forbidden,
+    HashMismatch,
+    RangeNotSatisfiable,
+    StorageFull,
+    TooManyEntries,
+    UploadExpired,
+    error_from_info,
+)
 from wire.hashes import BLOCK_BYTES, BlockHash, parse_hash
 from wire.ids import parse_ns_id
 
@@ -36,6 +49,44 @@ STALL_TIMEOUT_S = 60.0
 """A client that takes less than 1 MiB in a minute is hung up on: it holds memory that others wait for."""
 _MAX_JSON_BYTES = 2**20
 """10,000 hashes are 670 kB."""
+
+
+_HASH = Parameter(
+    "hash",
+    "path",
+    Annotated[str, Meta(pattern="^[0-9a-f]{64}$")],
+    "SHA-256 of the block's bytes.",
+    is_required=True,
+)
+_NS = Parameter(
+    "ns",
+    "query",
+    Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,18})$")],
+    "The namespace that the block is in, or goes into.",
+    is_required=True,
+)
+_RANGE = Parameter("Range", "header", str, "One range of bytes; anything else means the whole block.")
+_IF_RANGE = Parameter("If-Range", "header", str, "The ETag for which alone the range is meant.")
+_BLOCK = Raw(
+    "application/octet-stream",
+    "The block's bytes.",
+    BLOCK_BYTES,
+    (
+        Parameter("ETag", "header", str, "The block's hash, in quotes."),
+        Parameter("Accept-Ranges", "header", str, "bytes"),
+    ),
+)
+_PART = Raw(
+    "application/octet-stream",
+    "The bytes of the range.",
+    BLOCK_BYTES,
+    (*_BLOCK.headers, Parameter("Content-Range", "header", str, "Which bytes of how many.")),
+)
+_PACK = Raw(
+    PACK_CONTENT_TYPE,
+    "A run of frames: hash (32 bytes), status (1), length (4, big-endian), and so many bytes.",
+    MAX_UPLOAD_BYTES,
+)
 
 
 class _SendingHandler(CallerHandler):
@@ -84,14 +135,32 @@ class BlockHandler(BodyHandler, _SendingHandler):
         self.hash = parse_hash(self.path_args[0])
         self.ns_id = self.ns_argument()
 
+    @endpoint(
+        Raw("application/octet-stream", "The block's bytes.", BLOCK_BYTES),
+        PutVerdict,
+        HashMismatch,
+        Forbidden,
+        UploadExpired,
+        StorageFull,
+        parameters=(_HASH, _NS),
+    )
     async def put(self, _hash: str) -> None:
-        """Take a block in: PutVerdict, or the error that it carries."""
+        """Take a block in."""
         self.check_refusal()
         verdict = await self.uploads.put_block(self.caller, self.ns_id, self.hash, self.body)
         if verdict.error is not None:
             raise error_from_info(verdict.error, status=500)
         self.answer(verdict)
 
+    @endpoint(
+        None,
+        _BLOCK,
+        BlockNotFound,
+        BlockCorrupt,
+        RangeNotSatisfiable,
+        parameters=(_HASH, _NS, _RANGE, _IF_RANGE),
+        also={206: _PART},
+    )
     async def get(self, _hash: str) -> None:
         """Hand a block out, whole or one range of it."""
         self.check_refusal()
@@ -143,6 +212,7 @@ class MissingHandler(BodyHandler):
         super().initialize(metrics=metrics, verifier=verifier, budget=budget)
         self.downloads = downloads
 
+    @endpoint(MissingBlocks, MissingResult, TooManyEntries)
     async def post(self) -> None:
         """Say what the namespace has not got."""
         request = self.json_as(MissingBlocks)
@@ -173,6 +243,7 @@ class PutPackHandler(BodyHandler):
         """The namespace is well formed."""
         self.ns_id = self.ns_argument()
 
+    @endpoint(_PACK, PutPackResult, TooManyEntries, Forbidden, parameters=(_NS,))
     async def post(self) -> None:
         """Take the blocks in, each with its verdict."""
         self.check_refusal()
@@ -200,6 +271,7 @@ class GetPackHandler(BodyHandler, _SendingHandler):
         self.read_budget = read_budget
         self.downloads = downloads
 
+    @endpoint(GetPack, Raw(PACK_CONTENT_TYPE, _PACK.description), TooManyEntries)
     async def post(self) -> None:
         """Send the blocks in the order in which they were asked for."""
         request = self.json_as(GetPack)

@@ -1,10 +1,22 @@
 """GET /readyz."""
 
+from typing import Literal
+
+import msgspec
+
 from blockserver.services.metrics import BlockMetrics
 from blockserver.storage.backend import Backend
 from runtime.metrics import ServerMetrics
+from runtime.openapi import endpoint
 from runtime.web import BaseHandler, in_flight
-from wire.errors import NotReady
+from wire.errors import NotReady, UpstreamUnavailable
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The store answers; `free_bytes` is None where a store has no bounds."""
+
+    free_bytes: int | None
+    status: Literal["ready"] = "ready"
 
 
 class ReadyHandler(BaseHandler):
@@ -23,6 +35,7 @@ class ReadyHandler(BaseHandler):
         self.backend = backend
         self.block_metrics = block_metrics
 
+    @endpoint(None, Readiness, NotReady, UpstreamUnavailable)
     async def get(self) -> None:
         """Answer ready and how much room there is.
 
@@ -34,4 +47,4 @@ class ReadyHandler(BaseHandler):
         free_bytes = await self.backend.find_free_bytes()
         if free_bytes is not None:
             self.block_metrics.free_bytes.set(free_bytes)
-        self.finish({"status": "ready", "free_bytes": free_bytes})
+        self.answer(Readiness(free_bytes))

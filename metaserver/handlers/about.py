@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from runtime.web import BaseHandler
+import msgspec
+
+from runtime.openapi import endpoint
+from runtime.web import BaseHandler, in_flight
 from sharding.router import Router
 from wire.api import Discovery
 from wire.errors import NotReady
@@ -19,9 +22,17 @@ class DiscoveryHandler(BaseHandler):
         self._router = router
         self._urls = urls
 
+    @endpoint(None, Discovery)
     def get(self) -> None:
         """Where the servers of each kind are."""
         self.answer(Discovery(cluster_id=self._router.map.cluster_id, **self._urls))
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The version of the shard map, and the shards that do not answer."""
+
+    map_version: int
+    shards_out: list[str]
 
 
 class ReadyHandler(BaseHandler):
@@ -37,12 +48,15 @@ class ReadyHandler(BaseHandler):
         super().initialize(**rest)
         self._router = router
 
+    @endpoint(None, Readiness, NotReady)
     def get(self) -> None:
         """The map's version, and which shards are out.
 
         Raises:
-            NotReady: no map yet.
+            NotReady: no map yet, or stopping.
         """
         if not self._router.is_ready:
             raise NotReady()
-        self.finish({"map_version": self._router.map.version, "shards_out": self._router.shards_out()})
+        if in_flight(self.application).is_draining:
+            raise NotReady("this server is stopping")
+        self.answer(Readiness(self._router.map.version, self._router.shards_out()))

@@ -1,21 +1,34 @@
 """What the metaserver's handlers share."""
 
 import re
+from typing import Annotated
+
+from msgspec import Meta
 
 from runtime.metrics import ServerMetrics
+from runtime.openapi import Kind, Parameter
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
 from wire.api import IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY_CHARS
-from wire.errors import BadRequest
+from wire.errors import BadRequest, NotReady, Overloaded, ShardUnavailable, TooManyRequests
 from wire.internal import Caller
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
+
+
+IDEMPOTENCY_KEY = Parameter(
+    IDEMPOTENCY_HEADER,
+    "header",
+    Annotated[str, Meta(pattern=f"^[!-~]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}$")],
+    "The write acts once under this key, for 24 hours; a repeat gets the first answer.",
+)
 
 
 class UserHandler(BaseHandler):
     """An address for the holder of an access token."""
 
     needs_token = True
+    kind = Kind((ShardUnavailable, Overloaded, NotReady, TooManyRequests))
 
     def initialize(self, *, metrics: ServerMetrics, verifier: TokenVerifier) -> None:  # type: ignore[override]
         """Wired by the route table."""

@@ -4,7 +4,9 @@ from typing import Any
 
 from metaserver.handlers.base import UserHandler
 from metaserver.services.devices import DeviceService
-from wire.api import DeviceList, Empty, LinkDevice, RefreshAccess, RevokeDevice
+from runtime.openapi import endpoint
+from wire.api import AccessGranted, DeviceList, Empty, LinkDevice, LinkedDevice, RefreshAccess, RevokeDevice
+from wire.errors import DeviceRevoked, InvalidLinkCode, InvalidRefreshToken, NotFound
 
 
 class DeviceHandler(UserHandler):
@@ -22,6 +24,7 @@ class LinkHandler(DeviceHandler):
     route = "devices/link"
     needs_token = False
 
+    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode)
     async def post(self) -> None:
         """Use a link code up."""
         self.answer(await self._devices.link(self.body_as(LinkDevice)))
@@ -33,6 +36,7 @@ class RefreshHandler(DeviceHandler):
     route = "devices/refresh"
     needs_token = False
 
+    @endpoint(RefreshAccess, AccessGranted, InvalidRefreshToken, DeviceRevoked)
     async def post(self) -> None:
         """A new access token."""
         self.answer(await self._devices.refresh(self.body_as(RefreshAccess)))
@@ -43,6 +47,7 @@ class ListDevicesHandler(DeviceHandler):
 
     route = "devices/list"
 
+    @endpoint(Empty, DeviceList)
     async def post(self) -> None:
         """The devices of the caller's account."""
         caller = self.caller()
@@ -55,6 +60,7 @@ class RevokeHandler(DeviceHandler):
 
     route = "devices/revoke"
 
+    @endpoint(RevokeDevice, Empty, NotFound)
     async def post(self) -> None:
         """Unlink the calling device or another of its account."""
         caller = self.caller()

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from metaserver.handlers.base import UserHandler
+from metaserver.handlers.base import IDEMPOTENCY_KEY, UserHandler
 from metaserver.services.reads import ReadService
 from metaserver.services.writes import WriteService
+from runtime.openapi import Kind, endpoint
 from wire.api import (
     Batch,
+    BatchResult,
+    BlockList,
     CommitFile,
     CreateFolder,
     Delete,
@@ -14,14 +17,43 @@ from wire.api import (
     GetMetadata,
     ListFolder,
     ListFolderContinue,
+    ListFolderResult,
+    Metadata,
     Move,
     Operation,
 )
-from wire.errors import error_from_info
+from wire.errors import (
+    BlocksAbsent,
+    ConflictChanged,
+    ConflictFileAncestor,
+    ConflictFolder,
+    ConflictRev,
+    ContentMismatch,
+    CursorReset,
+    DisallowedName,
+    Forbidden,
+    IdempotencyMismatch,
+    InvalidCursor,
+    MalformedId,
+    MalformedPath,
+    MoveIntoItself,
+    NotAFolder,
+    NotFound,
+    QuotaExceeded,
+    TooManyEntries,
+    TooManyWriteOperations,
+    UnsupportedCursor,
+    error_from_info,
+)
+
+PATH_ERRORS = (MalformedPath, MalformedId, DisallowedName)
+CONFLICTS = (ConflictRev, ConflictFolder, ConflictFileAncestor)
 
 
 class WriteHandler(UserHandler):
     """The base of the addresses that write."""
+
+    kind = Kind((IdempotencyMismatch, TooManyWriteOperations), (IDEMPOTENCY_KEY,))
 
     def initialize(self, *, writes: WriteService, **rest: Any) -> None:  # type: ignore[override]
         """Wired by the route table."""
@@ -34,6 +66,7 @@ class BatchHandler(WriteHandler):
 
     route = "files/batch"
 
+    @endpoint(Batch, BatchResult, NotFound, Forbidden, TooManyEntries)
     async def post(self) -> None:
         """Up to 1,000 operations, a verdict each."""
         caller = self.caller()
@@ -44,12 +77,16 @@ class BatchHandler(WriteHandler):
 class SingleWriteHandler(WriteHandler):
     """One operation: its verdict becomes the answer's status."""
 
-    operation: type[Operation]
+    kind = Kind((*PATH_ERRORS, NotFound, NotAFolder, Forbidden))
 
-    async def post(self) -> None:
-        """The entry's metadata, or the error."""
+    async def write_one(self, cls: type[Operation]) -> None:
+        """Answer the entry's metadata, or the error.
+
+        Raises:
+            ShardboxError: the verdict's.
+        """
         caller = self.caller()
-        operation = self.body_as(self.operation)
+        operation = self.body_as(cls)
         result = await self._writes.write_batch(caller, [operation], self.idempotency_key())
         verdict = result.verdicts[0]
         if verdict.error is not None:
@@ -62,28 +99,44 @@ class CommitHandler(SingleWriteHandler):
     """POST /v1/files/commit"""
 
     route = "files/commit"
-    operation = CommitFile
+
+    @endpoint(CommitFile, Metadata, *CONFLICTS, ContentMismatch, BlocksAbsent, QuotaExceeded)
+    async def post(self) -> None:
+        """Write a file whose blocks are there already."""
+        await self.write_one(CommitFile)
 
 
 class CreateFolderHandler(SingleWriteHandler):
     """POST /v1/files/create_folder"""
 
     route = "files/create_folder"
-    operation = CreateFolder
+
+    @endpoint(CreateFolder, Metadata, *CONFLICTS)
+    async def post(self) -> None:
+        """Make a folder, and the missing ones above it."""
+        await self.write_one(CreateFolder)
 
 
 class MoveHandler(SingleWriteHandler):
     """POST /v1/files/move"""
 
     route = "files/move"
-    operation = Move
+
+    @endpoint(Move, Metadata, *CONFLICTS, MoveIntoItself)
+    async def post(self) -> None:
+        """Move or rename a file or folder."""
+        await self.write_one(Move)
 
 
 class DeleteHandler(SingleWriteHandler):
     """POST /v1/files/delete"""
 
     route = "files/delete"
-    operation = Delete
+
+    @endpoint(Delete, Metadata, *CONFLICTS, ConflictChanged)
+    async def post(self) -> None:
+        """Delete a file, or a folder with all below it."""
+        await self.write_one(Delete)
 
 
 class ReadHandler(UserHandler):
@@ -100,6 +153,7 @@ class GetMetadataHandler(ReadHandler):
 
     route = "files/get_metadata"
 
+    @endpoint(GetMetadata, Metadata, *PATH_ERRORS, NotFound)
     async def post(self) -> None:
         """One entry by path or id."""
         caller = self.caller()
@@ -111,6 +165,7 @@ class ListFolderHandler(ReadHandler):
 
     route = "files/list_folder"
 
+    @endpoint(ListFolder, ListFolderResult, *PATH_ERRORS, NotFound, NotAFolder, UnsupportedCursor)
     async def post(self) -> None:
         """The first page of a listing."""
         caller = self.caller()
@@ -122,6 +177,7 @@ class ListFolderContinueHandler(ReadHandler):
 
     route = "files/list_folder/continue"
 
+    @endpoint(ListFolderContinue, ListFolderResult, InvalidCursor, CursorReset, NotFound)
     async def post(self) -> None:
         """The next page of a listing, or what has changed since."""
         caller = self.caller()
@@ -133,6 +189,7 @@ class GetBlockListHandler(ReadHandler):
 
     route = "files/get_block_list"
 
+    @endpoint(GetBlockList, BlockList, MalformedId, NotFound)
     async def post(self) -> None:
         """The blocks of a rev."""
         caller = self.caller()

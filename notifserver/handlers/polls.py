@@ -1,10 +1,15 @@
 """The notifserver's addresses."""
 
+from typing import Literal
+
+import msgspec
+
 from notifserver.services.polls import Ending, Poll, PollService
 from runtime.metrics import ServerMetrics
+from runtime.openapi import endpoint
 from runtime.web import BaseHandler, InternalHandler, in_flight
 from wire.api import Longpoll, LongpollResult
-from wire.errors import NotReady, TooManyEntries
+from wire.errors import InvalidCursor, NotReady, Overloaded, TooManyEntries
 from wire.internal import MAX_HINTS, Publish, Published
 from wire.keys import KeyRing
 
@@ -23,6 +28,7 @@ class LongpollHandler(BaseHandler):
         self.polls = polls
         self._poll: Poll | None = None
 
+    @endpoint(Longpoll, LongpollResult, InvalidCursor, Overloaded)
     async def post(self) -> None:
         """Wait until the cursor is behind."""
         request = self.body_as(Longpoll)
@@ -64,11 +70,18 @@ class PublishHandler(InternalHandler):
         self.answer_packed(Published(len(hints)))
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """The server takes polls."""
+
+    status: Literal["ready"] = "ready"
+
+
 class ReadyHandler(BaseHandler):
     """GET /readyz: ready until it stops, as polls are held without metaservers too."""
 
     route = "readyz"
 
+    @endpoint(None, Readiness, NotReady)
     def get(self) -> None:
         """Answer ready.
 
@@ -77,4 +90,4 @@ class ReadyHandler(BaseHandler):
         """
         if in_flight(self.application).is_draining:
             raise NotReady("this server is stopping")
-        self.finish({"status": "ready"})
+        self.answer(Readiness())
