@@ -1,6 +1,7 @@
 """Embedded clusters of real processes for tests, started by the code of `shardctl dev up`.
 
 * `dev_cluster` (module): every process of a cluster, with data of its own.
+* `shared_cluster` (session): the same, for all modules that bring accounts of their own and leave it whole.
 * `dev_databases` (module): its PostgreSQL servers under a supervisor, and no servers.
 * `running_cluster(…)`: the same as a context manager, for a fixture of another scope.
 
@@ -10,7 +11,7 @@ A test that needs the cluster whole calls `cluster.ensure_up()`: one before it m
 import secrets
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -112,8 +113,9 @@ class DevCluster:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a module that share a cluster on one xdist worker (`--dist loadgroup`)."""
+    shared = {"dev_cluster", "shared_cluster", "dev_databases"}
     for item in items:
-        if isinstance(item, pytest.Function) and {"dev_cluster", "dev_databases"} & set(item.fixturenames):
+        if isinstance(item, pytest.Function) and shared & set(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
@@ -134,22 +136,38 @@ def running_cluster(
 
 
 @pytest.fixture(scope="module")
-def dev_cluster(pg_servers: PgServers, _own_passfile: None) -> Iterator[DevCluster]:
+def dev_cluster(pg_servers: PgServers, own_passfile: None) -> Iterator[DevCluster]:
     """Every process of a cluster."""
     with running_cluster() as cluster:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def shared_cluster(pg_servers: PgServers) -> Iterator[DevCluster]:
+    """Every process of a cluster, one for each xdist worker."""
+    with ExitStack() as stack:
+        with restored_passfile(pg_servers):
+            cluster = stack.enter_context(running_cluster())
+        yield cluster
+
+
 @pytest.fixture(scope="module")
-def dev_databases(pg_servers: PgServers, _own_passfile: None) -> Iterator[DevCluster]:
+def dev_databases(pg_servers: PgServers, own_passfile: None) -> Iterator[DevCluster]:
     """The databases of a cluster under a supervisor."""
     with running_cluster(has_servers=False) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def _own_passfile(pg_servers: PgServers) -> Iterator[None]:
-    # `dev up` points PGPASSFILE at its own cluster, in this process; the shared servers' comes back.
+def own_passfile(pg_servers: PgServers) -> Iterator[None]:
+    """For modules on the shared cluster that run commands."""
+    with restored_passfile(pg_servers):
+        yield
+
+
+@contextmanager
+def restored_passfile(servers: PgServers) -> Iterator[None]:
+    """Commands point PGPASSFILE at their own cluster, in this process; the shared servers' comes back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PGPASSFILE", str(pg_servers.directory.passfile))
+        patch.setenv("PGPASSFILE", str(servers.directory.passfile))
         yield

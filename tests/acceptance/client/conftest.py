@@ -1,4 +1,4 @@
-"""An account with two linked folders, on a cluster that the tests of a module share."""
+"""An account with two linked folders, on a cluster that all these tests share."""
 
 import secrets
 from pathlib import Path
@@ -18,9 +18,10 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def accounts(dev_cluster: DevCluster) -> Accounts:
-    """Makes accounts on the module's cluster."""
-    return Accounts(dev_cluster)
+def accounts(shared_cluster: DevCluster, own_passfile: None) -> Accounts:
+    """Makes accounts on the cluster."""
+    shared_cluster.ensure_up()
+    return Accounts(shared_cluster)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from wire.api import (
     RefreshAccess,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_passfile")]
 
 
 async def ctl(cluster: DevCluster, *args: str) -> dict:
@@ -36,17 +36,17 @@ async def ctl(cluster: DevCluster, *args: str) -> dict:
     return json.loads(done.stdout)
 
 
-async def test_a_retry_through_another_process_does_not_act_twice(dev_cluster: DevCluster):
+async def test_a_retry_through_another_process_does_not_act_twice(shared_cluster: DevCluster):
     email = f"{secrets.token_hex(4)}@example.org"
-    await ctl(dev_cluster, "user", "add", email, "--name", "Ada")
-    status = dev_cluster.status()
+    await ctl(shared_cluster, "user", "add", email, "--name", "Ada")
+    status = shared_cluster.status()
     async with aiohttp.ClientSession() as session:
         device = await ApiDevice.link(
             session,
             status.metaserver_urls,
             status.blockserver_url,
             status.notifserver_url,
-            (await ctl(dev_cluster, "device", "code", email))["code"],
+            (await ctl(shared_cluster, "device", "code", email))["code"],
         )
         assert len(set(device.metaservers)) == 2
         batch, key = Batch([empty_file("/once.txt")]), secrets.token_hex(8)
@@ -59,20 +59,20 @@ async def test_a_retry_through_another_process_does_not_act_twice(dev_cluster: D
 
 
 async def test_a_refresh_that_was_cut_after_its_commit_is_repeated_elsewhere(
-    dev_cluster: DevCluster, tmp_path: Path
+    shared_cluster: DevCluster, tmp_path: Path
 ):
     email = f"{secrets.token_hex(4)}@example.org"
-    await ctl(dev_cluster, "user", "add", email, "--name", "Ada")
+    await ctl(shared_cluster, "user", "add", email, "--name", "Ada")
     token = tmp_path / "token"
-    config = dev_cluster.layout.config_file
+    config = shared_cluster.layout.config_file
     fault = f"metaserver.devices.refreshed@{token}"
     config.write_text(json.dumps({"env": {"metaserver-1": {"SHARDBOX_FAULT": fault}}}))
     try:
-        dev_cluster.wait_restarted("metaserver-1", dev_cluster.kill("metaserver-1"))
+        shared_cluster.wait_restarted("metaserver-1", shared_cluster.kill("metaserver-1"))
     finally:
         config.unlink()
-    first, second = dev_cluster.status().metaserver_urls
-    code = (await ctl(dev_cluster, "device", "code", email))["code"]
+    first, second = shared_cluster.status().metaserver_urls
+    code = (await ctl(shared_cluster, "device", "code", email))["code"]
     old, following = secrets.token_hex(16), secrets.token_hex(16)
     link = LinkDevice(code=code, request_id=secrets.token_hex(16), refresh_token=old, device_name="x")
     async with aiohttp.ClientSession() as session:
@@ -86,21 +86,22 @@ async def test_a_refresh_that_was_cut_after_its_commit_is_repeated_elsewhere(
         await post_to(session, second + "/v1/devices/refresh", refresh, AccessGranted, {})
 
 
-async def test_the_logs_say_where_a_request_went_and_no_secret(dev_cluster: DevCluster):
+async def test_the_logs_say_where_a_request_went_and_no_secret(shared_cluster: DevCluster):
+    shared_cluster.ensure_up()
     servers = ("metaserver-1", "metaserver-2", "blockserver", "notifserver")
-    config = dev_cluster.layout.config_file
+    config = shared_cluster.layout.config_file
     config.write_text(json.dumps({"env": {name: {"SHARDBOX_LOG_LEVEL": "debug"} for name in servers}}))
     try:
-        killed = {name: dev_cluster.kill(name) for name in servers}
+        killed = {name: shared_cluster.kill(name) for name in servers}
         for name, pid in killed.items():
-            dev_cluster.wait_restarted(name, pid)
+            shared_cluster.wait_restarted(name, pid)
     finally:
         config.unlink()
     email = f"{secrets.token_hex(4)}@example.org"
-    await ctl(dev_cluster, "user", "add", email, "--name", "Ada")
-    code = (await ctl(dev_cluster, "device", "code", email))["code"]
+    await ctl(shared_cluster, "user", "add", email, "--name", "Ada")
+    code = (await ctl(shared_cluster, "device", "code", email))["code"]
     refresh_tokens = [secrets.token_hex(16) for _ in range(2)]
-    status = dev_cluster.status()
+    status = shared_cluster.status()
     async with aiohttp.ClientSession() as session:
         link = LinkDevice(
             code=code, request_id=secrets.token_hex(16), refresh_token=refresh_tokens[0], device_name="x"
@@ -131,20 +132,19 @@ async def test_the_logs_say_where_a_request_went_and_no_secret(dev_cluster: DevC
                 data=f"{{{refresh_tokens[1]}",
                 headers={"Authorization": f"bearer{linked.access_token}"},
             )
-    logs = "".join(dev_cluster.layout.log(name).read_text() for name in servers)
+    logs = "".join(shared_cluster.layout.log(name).read_text() for name in servers)
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
-    commit = next(x for x in lines if x.get("route") == "files/batch")
-    assert commit["namespace"] == linked.root_ns
+    commit = next(x for x in lines if x.get("namespace") == linked.root_ns and x["route"] == "files/batch")
     assert commit["shard"] in {"shard-1", "shard-2"}
     assert commit["epoch"] == 1
-    assert commit["request_id"]
+    assert {"request_id", "status", "ms"} <= commit.keys()
     assert all({"event", "level", "timestamp", "server"} <= line.keys() for line in lines)
     keys = [
         secret
-        for path in dev_cluster.layout.secrets.iterdir()
+        for path in shared_cluster.layout.secrets.iterdir()
         for secret in re.findall(r'"(?:secret|d)":\s*"([^"]+)"', path.read_text())
     ]
-    passwords = [line.rpartition(":")[2] for line in dev_cluster.layout.passfile.read_text().splitlines()]
+    passwords = [line.rpartition(":")[2] for line in shared_cluster.layout.passfile.read_text().splitlines()]
     assert len(keys) >= 3
     for secret in (
         code,

@@ -52,7 +52,7 @@ class Outage:
 
 
 @pytest.fixture(scope="module")
-def own_databases(pg_servers: object, _own_passfile: None) -> Iterator[DevCluster]:
+def own_databases(pg_servers: object, own_passfile: None) -> Iterator[DevCluster]:
     with running_cluster(has_servers=False) as cluster:
         yield cluster
 
