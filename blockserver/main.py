@@ -17,7 +17,7 @@ from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
 from runtime.settings import read_ring
-from runtime.tokens import TokenVerifier
+from runtime.tokens import open_verifier
 
 
 async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
@@ -26,7 +26,9 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     block_metrics = BlockMetrics(metrics.registry)
     backend = open_backend(settings)
     stack.push_async_callback(backend.close)
-    metaservers = ServiceClient(settings.metaserver_urls, read_ring(settings.service_keys_file))
+    metaservers = ServiceClient(
+        settings.metaserver_urls, read_ring(settings.service_keys_file), ca_file=settings.ca_file
+    )
     await stack.enter_async_context(metaservers)
     index = BlockIndex(metaservers)
     upload_budget = ByteBudget(settings.block_upload_memory_bytes)
@@ -37,7 +39,7 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
         Parts(
             metrics=metrics,
             block_metrics=block_metrics,
-            verifier=TokenVerifier(settings.token_verify_keys_file.read_bytes()),
+            verifier=await open_verifier(settings, settings.token_verify_keys_file.read_bytes(), stack),
             backend=backend,
             uploads=UploadService(index, backend, block_metrics),
             downloads=DownloadService(index, backend, block_metrics),

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.settings import ServerSettings, UrlList
+from runtime.settings import UrlList, VerifyingSettings
 
 
 class StoreSettings(BaseSettings):
@@ -41,7 +41,7 @@ class StoreSettings(BaseSettings):
         return self
 
 
-class BlockserverSettings(ServerSettings, StoreSettings):
+class BlockserverSettings(VerifyingSettings, StoreSettings):
     """Names carry the prefix SHARDBOX_."""
 
     metaserver_urls: UrlList = Field(min_length=1)

@@ -21,10 +21,11 @@ from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from metaserver.settings import MetaserverSettings
 from runtime.metrics import ServerMetrics
+from runtime.oidc import read_linking_issuers
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
 from runtime.settings import read_ring
-from runtime.tokens import TokenIssuer, TokenVerifier
+from runtime.tokens import TokenIssuer, open_verifier
 from sharding.metrics import ShardCollector
 from sharding.router import Router
 from sharding.tx import Transactions
@@ -41,10 +42,17 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     stack.push_async_callback(router.close)
     await router.open()
     transactions = Transactions(router, metrics.registry)
-    access = AccessService(transactions, IdentityService(transactions))
-    client = await stack.enter_async_context(ServiceClient(settings.notifserver_urls, service_keys))
+    linking = read_linking_issuers(settings.oidc_issuers_file)
+    access = AccessService(transactions, IdentityService(transactions, linking))
+    client = await stack.enter_async_context(
+        ServiceClient(settings.notifserver_urls, service_keys, ca_file=settings.ca_file)
+    )
     blockservers = await stack.enter_async_context(
-        ServiceClient(settings.blockserver_internal_urls or settings.blockserver_urls, service_keys)
+        ServiceClient(
+            settings.blockserver_internal_urls or settings.blockserver_urls,
+            service_keys,
+            ca_file=settings.ca_file,
+        )
     )
     publisher = Publisher(settings.notifserver_urls, client)
     hints = HintQueue(publisher)
@@ -58,7 +66,7 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     return make_app(
         Parts(
             metrics=metrics,
-            verifier=TokenVerifier(token_keys),
+            verifier=await open_verifier(settings, token_keys, stack),
             service_keys=service_keys,
             router=router,
             writes=writes,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from runtime.settings import ServerSettings, UrlList
+from runtime.settings import UrlList, VerifyingSettings
 
 
-class MetaserverSettings(ServerSettings):
+class MetaserverSettings(VerifyingSettings):
     """Environment variables SHARDBOX_…; the URLs are what clients are told."""
 
     directory_dsn: str

@@ -26,7 +26,9 @@ async def build(settings: NotifserverSettings, stack: AsyncExitStack) -> tornado
     metrics = ServerMetrics()
     notif_metrics = NotifMetrics(metrics.registry)
     service_keys = read_ring(settings.service_keys_file)
-    metaservers = await stack.enter_async_context(ServiceClient(settings.metaserver_urls, service_keys))
+    metaservers = await stack.enter_async_context(
+        ServiceClient(settings.metaserver_urls, service_keys, ca_file=settings.ca_file)
+    )
     upstream = HeadsUpstream(metaservers, notif_metrics)
     stack.push_async_callback(upstream.close)
     notif_metrics.unknown_heads.set_function(lambda: upstream.unanswered_count)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 
@@ -12,6 +13,7 @@ import uvloop
 
 from runtime.logs import configure_logs, get_log
 from runtime.settings import ServerSettings
+from runtime.tls import keep_certificate_fresh, open_server_context
 from runtime.web import in_flight
 from wire import faults
 
@@ -31,7 +33,8 @@ CLOSE_TIMEOUT_S = 2.0
 
 
 def run_server(name: str, settings: ServerSettings, build: Build, *, max_body_bytes: int) -> None:
-    """Run until SIGTERM or SIGINT, then drain: stop accepting, let requests finish, close.
+    """Run until SIGTERM or SIGINT, then drain: be unready for a moment, stop accepting, let requests finish,
+    close.
 
     An application that holds requests back has `drain` among its settings: an `async def (drain_s)` that lets
     them go within that time.
@@ -48,8 +51,10 @@ async def _serve(name: str, settings: ServerSettings, build: Build, max_body_byt
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         app = await build(stack)
+        app.settings["trusted_proxies"] = settings.trusted_proxies
         server = tornado.httpserver.HTTPServer(
             app,
+            ssl_options=_open_tls(settings, stack),
             max_body_size=max_body_bytes,
             max_buffer_size=max_body_bytes,
             max_header_size=MAX_HEADER_BYTES,
@@ -63,9 +68,10 @@ async def _serve(name: str, settings: ServerSettings, build: Build, max_body_byt
         port = sockets[0].getsockname()[1]
         _log.info("listening", host=settings.listen_host, port=port)
         await stop.wait()
-        _log.info("draining", seconds=settings.drain_s)
-        server.stop()
+        _log.info("draining", notice_s=settings.drain_notice_s, seconds=settings.drain_s)
         in_flight(app).is_draining = True
+        await asyncio.sleep(settings.drain_notice_s)
+        server.stop()
         try:
             async with asyncio.timeout(settings.drain_s):
                 if "drain" in app.settings:
@@ -77,3 +83,14 @@ async def _serve(name: str, settings: ServerSettings, build: Build, max_body_byt
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await server.close_all_connections()
     _log.info("stopped", name=name)
+
+
+def _open_tls(settings: ServerSettings, stack: AsyncExitStack) -> ssl.SSLContext | None:
+    """What connections are met with; None: TLS ends in front of us."""
+    cert_file, key_file = settings.tls_cert_file, settings.tls_key_file
+    if cert_file is None or key_file is None:
+        return None
+    context = open_server_context(cert_file, key_file)
+    task = asyncio.create_task(keep_certificate_fresh(context, cert_file, key_file))
+    stack.callback(task.cancel)
+    return context

@@ -3,11 +3,13 @@
 import asyncio
 import itertools
 import time
+from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 import msgspec
 
+from runtime.tls import open_client_context
 from wire.errors import ErrorBody, ShardboxError, UpstreamUnavailable, error_from_info
 from wire.internal import INTERNAL_CONTENT_TYPE
 from wire.keys import KeyRing
@@ -29,11 +31,20 @@ class ServiceClient:
     A call that was sent and not answered is sent to the next server: every internal endpoint is idempotent.
     """
 
-    def __init__(self, urls: list[str], service_keys: KeyRing, *, max_connections: int = 64):
+    def __init__(
+        self,
+        urls: list[str],
+        service_keys: KeyRing,
+        *,
+        max_connections: int = 64,
+        ca_file: Path | None = None,
+    ):
+        """`ca_file`: certificates that the servers are verified by, instead of the system's."""
         self._urls = [url.rstrip("/") for url in urls]
         self._next = itertools.count()
         self._keys = service_keys
         self._max_connections = max_connections
+        self._tls = open_client_context(ca_file)
         self._session: aiohttp.ClientSession | None = None
         self._avoid_until_s: dict[str, float] = {}
 
@@ -90,7 +101,7 @@ class ServiceClient:
     async def _post(self, url: str, body: bytes, timeout_s: float) -> bytes:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections),
+                connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=self._tls),
                 auto_decompress=False,
             )
         headers = {"Authorization": self._keys.credential(), "Content-Type": INTERNAL_CONTENT_TYPE}

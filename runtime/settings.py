@@ -1,11 +1,12 @@
 """Settings that every server has, read from the environment (twelve-factor)."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from runtime.oidc import DEFAULT_LEEWAY_S
 from wire.keys import KeyRing
 
 
@@ -15,6 +16,10 @@ def _split(value: object) -> object:
 
 UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 """Comma-separated base URLs."""
+
+
+NetworkList = Annotated[list[IPvAnyNetwork], NoDecode, BeforeValidator(_split)]
+"""Comma-separated addresses and networks (CIDR)."""
 
 
 class ServerSettings(BaseSettings):
@@ -29,6 +34,31 @@ class ServerSettings(BaseSettings):
     """Key ring of the credentials that servers show one another."""
     drain_s: float = Field(default=10.0, ge=0, le=600)
     """How long requests under way may go on after SIGTERM. Ten seconds cover a commit with a slow shard."""
+    drain_notice_s: float = Field(default=0.0, ge=0, le=600)
+    """How long a server goes on accepting after SIGTERM while /readyz says that it is going: a balancer in
+    front must have noticed before connections are refused."""
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    """PEM: the chain and its key. With neither, TLS ends in front of the servers."""
+    ca_file: Path | None = None
+    """PEM certificates that other servers are verified by, instead of the system's."""
+    trusted_proxies: NetworkList = Field(default_factory=list)
+    """Whose X-Forwarded-For is believed."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("a certificate and its key come together")
+        return self
+
+
+class VerifyingSettings(ServerSettings):
+    """The servers that take users' tokens."""
+
+    oidc_issuers_file: Path | None = None
+    """Outside issuers whose tokens are taken."""
+    token_leeway_s: float = Field(default=DEFAULT_LEEWAY_S, ge=0, le=300)
+    """How far an issuer's clock may be from ours."""
 
 
 def read_ring(path: Path) -> KeyRing:

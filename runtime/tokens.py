@@ -1,4 +1,5 @@
-"""Access tokens: JWTs of the cluster's own issuer, Ed25519-signed, one hour.
+"""Access tokens: JWTs of the cluster's own issuer, Ed25519-signed, one hour. Those of outside issuers are for
+`runtime.oidc`.
 
 The key file is a JSON Web Key Set (RFC 7517, RFC 8037), the newest key first; the first one signs. Only a
 metaserver holds the private set; whoever verifies holds the public one.
@@ -6,6 +7,9 @@ metaserver holds the private set; whoever verifies holds the public one.
 
 import secrets
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from hashlib import sha256
 
 import jwt
@@ -13,6 +17,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import OKPAlgorithm
 
+from runtime.oidc import DEFAULT_LEEWAY_S, OidcVerifier, read_issuers
+from runtime.settings import VerifyingSettings
 from wire.errors import Unauthenticated
 from wire.ids import AccountId, DeviceId
 from wire.internal import Caller, DeviceCaller
@@ -20,7 +26,8 @@ from wire.internal import Caller, DeviceCaller
 ISSUER = "shardbox"
 AUDIENCE = "shardbox"
 ACCESS_TOKEN_S = 3_600
-MAX_TOKEN_CHARS = 4_096
+MAX_TOKEN_CHARS = 8_192
+"""Outside issuers put groups and roles into theirs; proxies take headers of 8 to 16 KiB altogether."""
 _REMEMBERED_TOKENS = 50_000
 """Verified tokens kept by digest: 50,000 of some 300 bytes are 15 MB. Verifying costs 100 µs, a look-up 1."""
 
@@ -65,10 +72,22 @@ class TokenIssuer:
         return jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._kid})
 
 
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """A verified token: whose it is, until when (Unix time), and whether its key is still good."""
+
+    caller: Caller
+    expires_at: float
+    still_holds: Callable[[], bool]
+
+
 class TokenVerifier:
     """Tells who holds a token. What the holder may do is decided by the metaserver's access service alone."""
 
-    def __init__(self, keys: bytes):
+    def __init__(
+        self, keys: bytes, *, leeway_s: float = DEFAULT_LEEWAY_S, outside: OidcVerifier | None = None
+    ):
+        """`outside`: verifies the tokens of other issuers."""
         self._keys: dict[str, Ed25519PublicKey] = {}
         for jwk in msgspec.json.decode(keys, type=_KeySet).keys:
             key = OKPAlgorithm.from_jwk(dict(jwk))
@@ -76,35 +95,63 @@ class TokenVerifier:
                 key = key.public_key()
             if isinstance(key, Ed25519PublicKey):
                 self._keys[jwk["kid"]] = key
-        self._remembered: dict[bytes, tuple[float, Caller]] = {}
+        self._leeway_s = leeway_s
+        self._outside = outside
+        self._remembered: dict[bytes, _Remembered] = {}
 
     async def verify(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header.
 
         Raises:
-            Unauthenticated: no bearer token, or one that is expired or not ours.
+            Unauthenticated: no bearer token, or one that is expired or of no issuer that we know.
+            UpstreamUnavailable: the keys of its issuer are not to be had.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_CHARS:
             raise Unauthenticated("an access token is needed (Authorization: Bearer …)")
         digest = sha256(token.encode()).digest()
         known = self._remembered.get(digest)
-        if known is not None and known[0] > time.time():
-            return known[1]
+        if known is not None and known.expires_at > time.time() and known.still_holds():
+            return known.caller
+        self._remembered.pop(digest, None)
+        verified = await self._verify(token)
+        if len(self._remembered) >= _REMEMBERED_TOKENS:
+            self._remembered.clear()
+        self._remembered[digest] = verified
+        return verified.caller
+
+    async def _verify(self, token: str) -> _Remembered:
         try:
-            key = self._keys[jwt.get_unverified_header(token)["kid"]]
+            # Nothing is believed yet: the issuer that is named only says whose keys must have signed.
+            issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthenticated("not a token") from error
+        if self._outside is not None and isinstance(issuer, str) and self._outside.knows(issuer):
+            found = await self._outside.verify(token, issuer)
+            return _Remembered(found.caller, found.expires_at, found.still_holds)
+        return self._verify_own(token)
+
+    def _verify_own(self, token: str) -> _Remembered:
+        try:
             claims = jwt.decode(
                 token,
-                key,
+                self._keys[jwt.get_unverified_header(token)["kid"]],
                 algorithms=["EdDSA"],
                 audience=AUDIENCE,
                 issuer=ISSUER,
+                leeway=self._leeway_s,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
             caller = DeviceCaller(AccountId(str(claims["sub"])), DeviceId(str(claims["device"])))
-        except (jwt.PyJWTError, KeyError, ValueError) as error:
+            return _Remembered(caller, float(claims["exp"]) + self._leeway_s, lambda: True)
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError) as error:
             raise Unauthenticated("the access token is expired or not ours") from error
-        if len(self._remembered) >= _REMEMBERED_TOKENS:
-            self._remembered.clear()
-        self._remembered[digest] = (float(claims["exp"]), caller)
-        return caller
+
+
+async def open_verifier(settings: VerifyingSettings, keys: bytes, stack: AsyncExitStack) -> TokenVerifier:
+    """A server's verifier: of the cluster's own tokens, and of those of the issuers in its settings."""
+    outside = None
+    if settings.oidc_issuers_file is not None:
+        issuers = read_issuers(settings.oidc_issuers_file)
+        outside = await stack.enter_async_context(OidcVerifier(issuers, leeway_s=settings.token_leeway_s))
+    return TokenVerifier(keys, leeway_s=settings.token_leeway_s, outside=outside)

@@ -13,6 +13,7 @@ import tornado.web
 from runtime.logs import get_log
 from runtime.metrics import CONTENT_TYPE, ServerMetrics
 from runtime.openapi import Raw, endpoint
+from runtime.proxies import find_client_address
 from wire.api import REQUEST_ID_HEADER
 from wire.errors import (
     BadRequest,
@@ -79,6 +80,10 @@ class BaseHandler(tornado.web.RequestHandler):
         """Take over or draw the request id."""
         in_flight(self.application).enter()
         self._is_counted = True
+        if trusted := self.settings.get("trusted_proxies"):
+            self.request.remote_ip = find_client_address(
+                self.request.remote_ip or "", self.request.headers.get_list("X-Forwarded-For"), trusted
+            )
         given = self.request.headers.get(REQUEST_ID_HEADER, "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
@@ -159,7 +164,8 @@ class BaseHandler(tornado.web.RequestHandler):
         self.metrics.request_seconds.labels(self.route).observe(elapsed_s)
         level = "warning" if status >= 500 else "debug"
         self.on_end()
-        getattr(_log, level)("request", route=self.route, status=status, ms=round(elapsed_s * 1e3, 2))
+        ms, remote = round(elapsed_s * 1e3, 2), self.request.remote_ip
+        getattr(_log, level)("request", route=self.route, status=status, ms=ms, remote=remote)
 
 
 def _from_tornado(status_code: int, cause: BaseException | None) -> ShardboxError:

@@ -185,7 +185,7 @@ identities = sa.Table(
     # Under the system namespace of the slot of the SHA-256 of issuer, NUL, subject.
     sa.Column("issuer", sa.Text(collation="C"), primary_key=True),
     sa.Column("subject", sa.Text(collation="C"), primary_key=True),
-    sa.Column("account_id", sa.Text, comment="null: removed, and not to be linked again by an e-mail address"),
+    sa.Column("account_id", sa.Text, comment="null: removed, and not linked again by an e-mail address"),
     sa.Column("since", Timestamp, nullable=False, server_default=sa.func.now()),
 )
 

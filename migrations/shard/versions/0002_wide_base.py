@@ -91,7 +91,7 @@ def upgrade() -> None:
         sa.Column(
             "account_id",
             sa.Text(),
-            comment="null: removed, and not to be linked again by an e-mail address",
+            comment="null: removed, and not linked again by an e-mail address",
         ),
         sa.Column("since", _TIMESTAMP, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("ns_id", "issuer", "subject"),
