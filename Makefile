@@ -11,7 +11,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-journal test-kill check fmt bench bench-sync lock
+.PHONY: help setup run down test test-journal test-kill check fmt docs bench bench-sync lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -67,6 +67,9 @@ check: $(INSTALLED) ## Lint, formatting, types, layers, secrets, licences: what 
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.audit
+
+docs: $(INSTALLED) ## Write docs/api.md and build/openapi.json from the servers' own marks
+	$(BIN)/python -m ops.api_page
 
 fmt: $(INSTALLED) ## Format the code and sort its imports
 	$(BIN)/ruff check --fix-only --quiet .
