@@ -5,11 +5,12 @@ from typing import Any
 
 import tornado.web
 
-from metaserver.handlers import about, account, devices, files, internal
+from metaserver.handlers import about, account, devices, files, internal, sessions
 from metaserver.services.blocks import BlockService
 from metaserver.services.devices import DeviceService
 from metaserver.services.heads import HeadService
 from metaserver.services.reads import ReadService
+from metaserver.services.sessions import SessionService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from runtime.document import DocumentHandler
@@ -34,6 +35,7 @@ class Parts:
     blocks: BlockService
     heads: HeadService
     usage: UsageService
+    sessions: SessionService
     urls: dict[str, list[str]]
 
 
@@ -46,6 +48,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
     owns = {**user, "devices": parts.devices}
     service = {**plain, "service_keys": parts.service_keys}
     rows = {**service, "blocks": parts.blocks}
+    uploads = {**user, "sessions": parts.sessions}
     routes: list[tuple[str, type[tornado.web.RequestHandler], dict[str, Any]]] = [
         ("/v1/files/batch", files.BatchHandler, writes),
         ("/v1/files/commit", files.CommitHandler, writes),
@@ -61,9 +64,17 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/v1/devices/list", devices.ListDevicesHandler, owns),
         ("/v1/devices/revoke", devices.RevokeHandler, owns),
         ("/v1/account/usage", account.UsageHandler, {**user, "usage": parts.usage}),
+        ("/files/upload_session", sessions.OpenUploadHandler, uploads),
+        ("/files/commit", sessions.CommitUploadHandler, uploads),
+        ("/files/metadata", sessions.FileMetadataHandler, uploads),
         ("/internal/blocks/begin", internal.BeginHandler, rows),
         ("/internal/blocks/finish", internal.FinishHandler, rows),
         ("/internal/blocks/locate", internal.LocateHandler, rows),
+        (
+            "/internal/uploads/targets",
+            sessions.FindTargetsHandler,
+            {**service, "sessions": parts.sessions},
+        ),
         ("/internal/heads", internal.HeadsHandler, {**service, "heads": parts.heads}),
         (
             "/.well-known/shardbox",

@@ -29,7 +29,6 @@ from runtime.tokens import TokenIssuer, open_verifier
 from sharding.metrics import ShardCollector
 from sharding.router import Router
 from sharding.tx import Transactions
-from wire.api import MAX_BODY_BYTES
 
 
 async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
@@ -62,7 +61,7 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     relay.start()
     stack.push_async_callback(relay.stop)
     writes = WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes)
-    targets = TargetService(blockservers, settings.blockserver_urls, service_keys)
+    targets = TargetService(transactions, blockservers, settings.blockserver_urls, service_keys)
     return make_app(
         Parts(
             metrics=metrics,
@@ -88,4 +87,4 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
 def main() -> None:
     """Run a metaserver until it is told to stop."""
     settings = MetaserverSettings()  # pyright: ignore[reportCallIssue]
-    run_server("metaserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)
+    run_server("metaserver", settings, lambda stack: build(settings, stack))

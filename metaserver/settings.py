@@ -22,5 +22,7 @@ class MetaserverSettings(VerifyingSettings):
     """Where the last shard map is kept, for a start without the directory."""
     metaserver_urls: UrlList = Field(default_factory=list)
     blockserver_urls: UrlList = Field(default_factory=list)
+    blockserver_internal_urls: UrlList = Field(default_factory=list)
+    """Where this server reaches them for upload targets; none: at `blockserver_urls`."""
     notifserver_urls: UrlList = Field(default_factory=list)
     """Also told of every commit."""

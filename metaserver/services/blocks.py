@@ -85,7 +85,7 @@ class BlockService:
             return {
                 c.hash: BegunBlock(BlockState.CLAIMED, c.claim_id, there[c.hash])
                 if c.hash in there
-                else BegunBlock(BlockState.ABSENT, c.claim_id, _new_generation(now_us))
+                else BegunBlock(BlockState.ABSENT, c.claim_id, new_generation(now_us))
                 for c in batch
             }
 
@@ -112,7 +112,7 @@ class BlockService:
             written = [
                 WrittenBlock(c.system_ns, c.hash, by_hash[c.hash].generation, by_hash[c.hash].size)
                 for c in batch
-                if by_hash[c.hash].is_written and _made_us(by_hash[c.hash].generation) >= oldest_us
+                if by_hash[c.hash].is_written and generation_made_us(by_hash[c.hash].generation) >= oldest_us
             ]
             await insert_blocks(tx.conn, written)
             there = await lock_blocks(tx.conn, batch)
@@ -203,12 +203,13 @@ def _checked_size(block: BeginBlock) -> int:
     return block.size
 
 
-def _new_generation(now_us: int) -> bytes:
+def new_generation(now_us: int) -> bytes:
     """Time of allocation by the database's clock, then 8 random bytes."""
     return now_us.to_bytes(8, "big") + os.urandom(8)
 
 
-def _made_us(generation: bytes) -> int:
+def generation_made_us(generation: bytes) -> int:
+    """When a generation was allocated, in microseconds since 1970 by a database's clock."""
     return int.from_bytes(generation[:8], "big")
 
 

@@ -1,0 +1,135 @@
+"""/files/upload_session, /files/commit and /files/metadata; and what a blockserver asks about a session."""
+
+from typing import Any
+
+from metaserver.handlers.base import UserHandler
+from metaserver.services.sessions import SessionService
+from runtime.openapi import Parameter, endpoint
+from runtime.web import InternalHandler
+from wire.errors import (
+    BadRequest,
+    BlocksAbsent,
+    ConflictFileAncestor,
+    ConflictFolder,
+    ConflictRev,
+    ContentMismatch,
+    DisallowedName,
+    Forbidden,
+    MalformedId,
+    MalformedPath,
+    NotAFolder,
+    NotFound,
+    QuotaExceeded,
+    UploadSessionCommitted,
+    UploadSessionNotFound,
+)
+from wire.sessions import (
+    CommittedFile,
+    CommitUpload,
+    FileMetadata,
+    FindTargets,
+    FoundTargets,
+    OpenUpload,
+    UploadSession,
+)
+
+MAX_BLOCK_LIST_BODY_BYTES = 36 * 2**20
+"""The 524,287 hashes of the largest file, 67 bytes each, are 35.1 MB; names and ids come on top."""
+
+
+class SessionHandler(UserHandler):
+    """The base."""
+
+    def initialize(self, *, sessions: SessionService, **rest: Any) -> None:  # type: ignore[override]
+        """Wired by the route table."""
+        super().initialize(**rest)
+        self._sessions = sessions
+
+
+class OpenUploadHandler(SessionHandler):
+    """POST /files/upload_session"""
+
+    route = "files/upload_session"
+    limit_bytes = MAX_BLOCK_LIST_BODY_BYTES
+
+    @endpoint(
+        OpenUpload,
+        UploadSession,
+        NotFound,
+        NotAFolder,
+        Forbidden,
+        MalformedId,
+        MalformedPath,
+        DisallowedName,
+        ContentMismatch,
+        UploadSessionNotFound,
+        UploadSessionCommitted,
+    )
+    async def post(self) -> None:
+        """Begin an upload session or take one up again: where its absent blocks are to be put."""
+        caller = self.caller()
+        self.answer(await self._sessions.open(caller, self.body_as(OpenUpload)))
+
+
+class CommitUploadHandler(SessionHandler):
+    """POST /files/commit"""
+
+    route = "upload/commit"
+    limit_bytes = MAX_BLOCK_LIST_BODY_BYTES
+
+    @endpoint(
+        CommitUpload,
+        CommittedFile,
+        NotFound,
+        NotAFolder,
+        Forbidden,
+        MalformedId,
+        ContentMismatch,
+        ConflictRev,
+        ConflictFolder,
+        ConflictFileAncestor,
+        BlocksAbsent,
+        QuotaExceeded,
+        UploadSessionNotFound,
+        UploadSessionCommitted,
+    )
+    async def post(self) -> None:
+        """Make the file of an upload session; a repeat gets the same answer."""
+        caller = self.caller()
+        self.answer(await self._sessions.commit(caller, self.body_as(CommitUpload)))
+
+
+class FileMetadataHandler(SessionHandler):
+    """GET /files/metadata?file_id=…"""
+
+    route = "files/metadata"
+
+    @endpoint(
+        None,
+        FileMetadata,
+        NotFound,
+        MalformedId,
+        parameters=(Parameter("file_id", "query", str, "The file's id.", is_required=True),),
+    )
+    async def get(self) -> None:
+        """A file's block list, version, owner, size, checksum and name."""
+        caller = self.caller()
+        given = self.request.query_arguments.get("file_id", [])
+        if len(given) != 1:
+            raise BadRequest("the query names one file (?file_id=…)")
+        self.answer(await self._sessions.get_metadata(caller, given[0].decode("latin-1")))
+
+
+class FindTargetsHandler(InternalHandler):
+    """POST /internal/uploads/targets"""
+
+    route = "internal/uploads/targets"
+
+    def initialize(self, *, sessions: SessionService, **rest: Any) -> None:  # type: ignore[override]
+        """Wired by the route table."""
+        super().initialize(**rest)
+        self._sessions = sessions
+
+    async def post(self) -> None:
+        """What an upload session has of some blocks."""
+        self.answer_packed(FoundTargets(await self._sessions.find_targets(self.packed_as(FindTargets))))
