@@ -8,11 +8,12 @@ import sys
 
 import typer
 
-from ops.commands import dev, device, user
+from ops.commands import backup, dev, device, restore, user
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
 from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, OpsError
+from wire import faults
 from wire.errors import NotFound, ShardboxError
 
 app = typer.Typer(
@@ -28,10 +29,13 @@ app = typer.Typer(
 )
 app.add_typer(dev.app, name="dev")
 app.add_typer(user.app, name="user")
+user.app.add_typer(identity.app, name="identity")
 app.add_typer(device.app, name="device")
 app.add_typer(shard_app, name="shard")
 app.add_typer(map_app, name="map")
 app.add_typer(namespace_app, name="namespace")
+app.add_typer(backup.app, name="backup")
+app.add_typer(restore.app, name="restore")
 app.command()(migrate)
 app.command()(doctor)
 
@@ -50,6 +54,7 @@ def exit_status_of(error: ShardboxError) -> int:
 
 def main() -> None:
     """Run the command line."""
+    faults.arm_from_environment()
     try:
         app()
     except OpsError as error:

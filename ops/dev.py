@@ -8,8 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from migrations import Tree
-from ops.dev_setup import check_folder, ensure_data_folders, ensure_keys, ensure_record
-from ops.errors import ClusterBusy, StartFailed
+from ops.dev_setup import (
+    check_folder,
+    check_nothing_lost,
+    ensure_archives,
+    ensure_data_folders,
+    ensure_keys,
+    ensure_record,
+)
+from ops.errors import ClusterBusy, DataLost, StartFailed
 from ops.files import locked, tail
 from ops.layout import CODE_ROOT, DevLayout, link_from_checkout
 from ops.migrate import is_current, migrate_databases
@@ -29,7 +36,7 @@ from ops.specs import (
 )
 from ops.state import read_demo_specs, read_specs, read_state, write_specs
 from ops.supervisor import SUPERVISOR, Supervisor
-from sharding.bootstrap import EMBEDDED_SLOTS, create_cluster
+from sharding.bootstrap import EMBEDDED_SLOTS, DirectoryLost, create_cluster
 
 START_TIMEOUT_S = 120.0
 """Crash recovery of three servers at once on a slow disk is the longest part."""
@@ -49,6 +56,7 @@ def up(
     metaservers: int | None = None,
     shards: int | None = None,
     has_servers: bool = True,
+    is_archiving: bool | None = None,
     pg_settings: Mapping[str, str] | None = None,
 ) -> ClusterRecord:
     """Start the cluster, or what of it does not run; returns when everything answers.
@@ -59,6 +67,7 @@ def up(
         metaservers: how many; None keeps the number, or takes the default for a new cluster.
         shards: likewise; an existing cluster's number cannot be changed here.
         has_servers: whether more than the databases is wanted.
+        is_archiving: whether the PostgreSQL servers archive their logs, from their next start on.
         pg_settings: more settings of PostgreSQL's, in force from its next start on.
 
     Raises:
@@ -70,12 +79,15 @@ def up(
     layout.make_folders()
     link_from_checkout(layout.root)
     check_can_enter(user, layout.postgres)
-    with _command(layout, say):
-        record = ensure_record(layout, metaservers, shards)
+    with exclusive(layout, say):
+        record = ensure_record(layout, metaservers, shards, is_archiving)
         ensure_keys(layout)
         servers = [
             pg_server(layout, record, name, programs, user, pg_settings) for name in record.database_names
         ]
+        check_nothing_lost(layout, servers)
+        if record.is_archiving:
+            ensure_archives(layout, record.database_names, user)
         if made := ensure_data_folders(layout, servers):
             version = f"{programs.major}.{programs.minor}"
             say(f"made {', '.join(made)}: PostgreSQL {version} ({programs.source}), as the user {user.name}")
@@ -90,6 +102,7 @@ def up(
         ask_for(layout, [spec for spec in wanted if spec in databases or spec.name in running], say)
         wait_until_ready(layout, {server.name: server.is_ready for server in servers})
         _prepare_databases(servers, dsns, say)
+        layout.whole_file.touch()
         ask_for(layout, wanted, say)
         if has_servers:
             say("waiting for the servers")
@@ -99,7 +112,7 @@ def up(
 
 def run_beside(layout: DevLayout, specs: list[ProcessSpec], say: Say) -> None:
     """Have more processes running beside those of a cluster that is up."""
-    with _command(layout, say):
+    with exclusive(layout, say):
         ask_for(layout, list((read_specs(layout) | {spec.name: spec for spec in specs}).values()), say)
 
 
@@ -110,7 +123,7 @@ def down(layout: DevLayout, say: Say) -> None:
         StartFailed: it does not stop.
     """
     if layout.record_file.exists():
-        with _command(layout, say):
+        with exclusive(layout, say):
             _stop_all(layout, say)
 
 
@@ -122,7 +135,7 @@ def reset(layout: DevLayout, say: Say) -> None:
     """
     check_folder(layout)
     if layout.root.is_dir():
-        with _command(layout, say):
+        with exclusive(layout, say):
             _stop_all(layout, say)
             link = link_from_checkout(layout.root)
             shutil.rmtree(layout.root)
@@ -132,7 +145,7 @@ def reset(layout: DevLayout, say: Say) -> None:
 
 
 @contextmanager
-def _command(layout: DevLayout, say: Say) -> Iterator[None]:
+def exclusive(layout: DevLayout, say: Say) -> Iterator[None]:
     """Keep other commands off this cluster; a second `dev up` waits and then finds everything running."""
     with ExitStack() as stack:
         try:
@@ -155,7 +168,10 @@ def _prepare_databases(servers: list[PgServer], dsns: dict[str, str], say: Say) 
         report = migrate_databases(dsns[DIRECTORY], shards)
         report.raise_for_failures()
         say(f"migrated {', '.join(result.name for result in report.databases if result.applied)}")
-    create_cluster(dsns[DIRECTORY], [(name, dsn, 1) for name, dsn in shards.items()], EMBEDDED_SLOTS)
+    try:
+        create_cluster(dsns[DIRECTORY], [(name, dsn, 1) for name, dsn in shards.items()], EMBEDDED_SLOTS)
+    except DirectoryLost as error:
+        raise DataLost(f"{error}: run `shardctl restore directory`") from error
 
 
 # ---- The supervisor

@@ -4,12 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from ops.errors import NoCluster, UsageError
+from ops.backup.archive import install_archiver
+from ops.backup.repository import ShardBackups
+from ops.errors import DataLost, NoCluster, UsageError
 from ops.files import write_file, write_json
 from ops.layout import DevLayout
+from ops.osuser import OsUser
 from ops.ports import reserve_port
 from ops.postgres import PgServer, make_password, read_passfile, write_passfile
+from ops.restore.work import work_of
 from ops.specs import (
+    DIRECTORY,
     ClusterRecord,
     cursor_keys_file,
     service_keys_file,
@@ -47,8 +52,10 @@ def read_record(layout: DevLayout) -> ClusterRecord:
         raise NoCluster(f"there is no cluster in {layout.root}; `shardctl dev up` makes one") from None
 
 
-def ensure_record(layout: DevLayout, metaservers: int | None, shards: int | None) -> ClusterRecord:
-    """The cluster's record, made or brought up to the options.
+def ensure_record(
+    layout: DevLayout, metaservers: int | None, shards: int | None, is_archiving: bool | None = None
+) -> ClusterRecord:
+    """The cluster's record, made or brought up to the options; None keeps what is.
 
     Raises:
         UsageError: shards cannot be added or removed here.
@@ -63,7 +70,11 @@ def ensure_record(layout: DevLayout, metaservers: int | None, shards: int | None
         raise UsageError(
             f"this cluster was made with {former.shard_count} shards, which `dev up` does not change"
         )
-    record = msgspec.structs.replace(former, metaserver_count=metaservers or former.metaserver_count)
+    record = msgspec.structs.replace(
+        former,
+        metaserver_count=metaservers or former.metaserver_count,
+        is_archiving=former.is_archiving if is_archiving is None else is_archiving,
+    )
     missing = [name for name in record.process_names if name not in record.ports]
     # All are held until all are chosen: no port twice.
     held = {name: reserve_port() for name in missing}
@@ -85,6 +96,31 @@ def ensure_keys(layout: DevLayout) -> None:
         private_keys, public_keys = generate_keys()
         write_file(public, public_keys)
         write_file(private, private_keys)
+
+
+def ensure_archives(layout: DevLayout, names: list[str], user: OsUser) -> None:
+    """Make the folders that the servers archive to, which are PostgreSQL's user's, and the archiver."""
+    install_archiver(layout.archiver)
+    layout.backups.mkdir(exist_ok=True)
+    for name in names:
+        backups = ShardBackups(layout.backups, name)
+        backups.make_folders()
+        backups.wal.chmod(0o700)
+        user.give(backups.wal)
+
+
+def check_nothing_lost(layout: DevLayout, servers: list[PgServer]) -> None:
+    """Pass unless a server's data, once made, are gone, or are just being brought back.
+
+    Raises:
+        DataLost: an empty database in their place would be taken for the truth.
+    """
+    for server in servers:
+        command = "directory" if server.name == DIRECTORY else f"shard {server.name}"
+        if work_of(server.data_dir).state.exists():
+            raise DataLost(f"a restore of {server.name} is unfinished: `shardctl restore {command}` again")
+        if layout.whole_file.exists() and not (server.data_dir / "PG_VERSION").exists():
+            raise DataLost(f"the data of {server.name} are gone: run `shardctl restore {command}`")
 
 
 def ensure_data_folders(layout: DevLayout, servers: list[PgServer]) -> list[str]:

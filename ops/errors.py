@@ -48,6 +48,12 @@ class PortTaken(OpsError):
     code, exit_status = "port_taken", EXIT_CONFLICT
 
 
+class DataLost(OpsError):
+    """The data of a database are gone, or not back yet."""
+
+    code, exit_status = "data_lost", EXIT_CONFLICT
+
+
 class ClusterBusy(OpsError):
     """Another `shardctl dev` command is at work on the same folder."""
 

@@ -114,6 +114,21 @@ class DevLayout:
         return self.root / "blocks"
 
     @property
+    def backups(self) -> Path:
+        """Base backups and archives, unless a command is told another folder."""
+        return self.root / "backups"
+
+    @property
+    def archiver(self) -> Path:
+        """The program that PostgreSQL archives with."""
+        return self.root / "archive-wal"
+
+    @property
+    def whole_file(self) -> Path:
+        """There once all databases have been made: from then on a data folder that is missing was lost."""
+        return self.root / "databases-made"
+
+    @property
     def maps(self) -> Path:
         """The last shard map of each metaserver."""
         return self.root / "maps"

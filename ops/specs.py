@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from ops.backup.archive import archive_settings
 from ops.layout import CODE_ROOT, DevLayout
 from ops.osuser import OsUser
 from ops.ports import LOOPBACK
@@ -69,6 +70,8 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     shard_count: int
     ports: dict[str, int]
     """By process name."""
+    is_archiving: bool = False
+    """Whether the PostgreSQL servers archive their logs into the folder of the backups."""
 
     @property
     def shard_names(self) -> list[str]:
@@ -114,6 +117,7 @@ def pg_server(
     settings: Mapping[str, str] | None = None,
 ) -> PgServer:
     """A PostgreSQL server of the cluster."""
+    archive = archive_settings(layout.archiver, layout.backups / name / "wal") if record.is_archiving else {}
     return PgServer(
         name=name,
         folder=layout.postgres / name,
@@ -122,7 +126,7 @@ def pg_server(
         programs=programs,
         user=user,
         passfile=layout.passfile,
-        settings=settings or {},
+        settings={**archive, **(settings or {})},
     )
 
 

@@ -43,6 +43,14 @@ def up(
     databases_only: Annotated[
         bool, typer.Option("--databases-only", help="Leave the servers to a debugger of yours.")
     ] = False,
+    archive: Annotated[
+        bool | None,
+        typer.Option(
+            "--archive/--no-archive",
+            help="Archive the write-ahead logs into backups/ in the data folder, for restores to any moment; "
+            "kept for later starts. Takes `dev down` first where the databases run.",
+        ),
+    ] = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Start the cluster, or what of it does not run; it goes on in the background.
@@ -51,7 +59,14 @@ def up(
     {"env": {"metaserver-1": {"NAME": "value"}}}, by a process's name or kind, from its next start on.
     """
     layout = layout_of(data_dir)
-    dev.up(layout, say, metaservers=metaservers, shards=shards, has_servers=not databases_only)
+    dev.up(
+        layout,
+        say,
+        metaservers=metaservers,
+        shards=shards,
+        has_servers=not databases_only,
+        is_archiving=archive,
+    )
     status = get_status(layout)
     show(status, output, lambda: _print_next_steps(status))
 

@@ -39,6 +39,7 @@ class DevCluster:
     metaservers: int | None = None
     is_durable: bool = False
     """Whether PostgreSQL flushes as in production, rather than as suits a test."""
+    is_archiving: bool | None = None
 
     def up(self) -> None:
         """What `shardctl dev up` does."""
@@ -47,6 +48,7 @@ class DevCluster:
             print,
             metaservers=self.metaservers,
             has_servers=self.has_servers,
+            is_archiving=self.is_archiving,
             pg_settings=None if self.is_durable else NO_DURABILITY,
         )
 
@@ -121,13 +123,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def running_cluster(
-    *, has_servers: bool = True, metaservers: int | None = None, is_durable: bool = False
+    *,
+    has_servers: bool = True,
+    metaservers: int | None = None,
+    is_durable: bool = False,
+    is_archiving: bool | None = None,
 ) -> Iterator[DevCluster]:
     """A cluster of one's own, stopped at the end; its keeper stops it should this process be killed."""
     root = run_dir() / CLUSTERS / secrets.token_hex(4)
     root.parent.mkdir(exist_ok=True)
     root.parent.chmod(0o711)
-    cluster = DevCluster(DevLayout(root), has_servers, metaservers, is_durable)
+    cluster = DevCluster(DevLayout(root), has_servers, metaservers, is_durable, is_archiving)
     try:
         cluster.up()
         yield cluster

@@ -1,0 +1,1 @@
+"""Bringing a lost server back: recovery from a backup, then making its past fit the others' present."""
