@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from ops.commands import backup, dev, device, restore, user
+from ops.commands import backup, dev, device, identity, restore, user
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
