@@ -60,6 +60,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/v1/files/list_folder/continue", files.ListFolderContinueHandler, reads),
         ("/v1/files/get_block_list", files.GetBlockListHandler, reads),
         ("/v1/devices/link", devices.LinkHandler, owns),
+        ("/v1/devices/link_identity", devices.LinkIdentityHandler, owns),
         ("/v1/devices/refresh", devices.RefreshHandler, owns),
         ("/v1/devices/list", devices.ListDevicesHandler, owns),
         ("/v1/devices/revoke", devices.RevokeHandler, owns),

@@ -18,7 +18,16 @@ from msgspec import Meta
 from runtime.openapi import Endpoint, Kind, Parameter, Raw, endpoint, kinds_of
 from runtime.web import BaseHandler, InternalHandler
 from wire.api import REQUEST_ID_HEADER
-from wire.errors import BadRequest, BodyTooLarge, DeviceRevoked, ErrorBody, ShardboxError, Unauthenticated
+from wire.errors import (
+    BadRequest,
+    BodyTooLarge,
+    DeviceRevoked,
+    ErrorBody,
+    IdentityNotLinked,
+    ShardboxError,
+    Unauthenticated,
+    UpstreamUnavailable,
+)
 
 Json = dict[str, Any]
 
@@ -85,7 +94,7 @@ class Operation:
         """What it can be refused with, by status and code."""
         found = {error for kind in self.kinds for error in kind.errors} | set(self.mark.errors)
         if self.needs_token:
-            found |= {Unauthenticated, DeviceRevoked}
+            found |= {Unauthenticated, DeviceRevoked, IdentityNotLinked, UpstreamUnavailable}
         if self.mark.takes is not None or len(self.parameters) > 1:
             found.add(BadRequest)
         if self.mark.takes is not None:

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from wire.errors import ErrorInfo
 from wire.hashes import MAX_FILE_BLOCKS
+from wire.names import MAX_NAME_CHARS
 
 # ---- Limits (docs/limits.md says why)
 
@@ -20,6 +21,12 @@ MAX_BATCH_ENTRIES = 1_000
 MAX_BODY_BYTES = 150 * 2**20
 DEFAULT_PAGE_ENTRIES = 500
 MAX_PAGE_ENTRIES = 2_000
+MAX_REVISIONS = 100
+DEFAULT_REVISIONS = 10
+MAX_METADATA_PATHS = 1_000
+MAX_METADATA_NAMESPACES = 100
+"""Namespaces that the paths of one get_metadata_batch lie in: each is a read of its own."""
+DEFAULT_MATCHES = 100
 MAX_IDEMPOTENCY_KEY_CHARS = 64
 MAX_BLOCKS_PER_PAGE = 20_000
 """A block list in a page or in get_block_list: 20,000 hashes are 1.3 MB of JSON."""
@@ -91,7 +98,33 @@ class Delete(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="del
     seen_jid: Count | None = None
 
 
-Operation = CommitFile | CreateFolder | Move | Delete
+class Copy(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="copy"):
+    """Copy a file, or a folder with all that lives in it; missing parents of `to_path` are made.
+
+    Each copied file has a rev of its own, with the same content. A folder of more than 10,000 entries is
+    refused whole (too_many_entries), and so is a copy into the folder itself. A file copied to where its very
+    content is changes nothing; only with autorename, and onto itself, does it become `name (1).ext`.
+    """
+
+    from_path: Text
+    to_path: Text
+    autorename: bool = False
+
+
+class Restore(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="restore"):
+    """Make a rev of a file its current content, as a new rev.
+
+    A deleted file comes back as the entry that it was (the same id), at `path`; its missing parents are made.
+    `path` may be its id: then that is where it last was. A file that lives elsewhere by now stays there, and
+    a free `path` gets a new file with the rev's content. The current content changes nothing. What another
+    file holds is never replaced (conflict/file), and a rev of another living file is not_found.
+    """
+
+    path: Text
+    rev: str
+
+
+Operation = CommitFile | CreateFolder | Move | Delete | Copy | Restore
 
 
 class Tag(StrEnum):
@@ -156,13 +189,66 @@ class BatchResult(msgspec.Struct, frozen=True):
 
 
 class GetMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry by any form of path."""
+    """One live entry by any form of path, or by `rev:` and a rev: that version of a live file."""
 
     path: Text
 
 
+class GetMetadataBatch(msgspec.Struct, frozen=True):
+    """Live entries by the paths that get_metadata takes: 1 to 1,000, in at most 100 namespaces."""
+
+    paths: list[Text]
+
+
+class MetadataVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is at one path: exactly one of the two is set."""
+
+    metadata: Metadata | None = None
+    error: ErrorInfo | None = None
+
+
+class MetadataBatch(msgspec.Struct, frozen=True):
+    """In the order of the paths. All of one namespace is as of one moment."""
+
+    entries: list[MetadataVerdict]
+
+
+class ListRevisions(msgspec.Struct, frozen=True, kw_only=True):
+    """The revs of a file, live or deleted, by its path or id; with `before_rev` those older than that one.
+
+    By path, a file that lives comes before a deleted one, and of those the one that was made last.
+    """
+
+    path: Text
+    limit: Annotated[int, Meta(ge=1, le=MAX_REVISIONS)] = DEFAULT_REVISIONS
+    before_rev: str | None = None
+
+
+class ListRevisionsResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Revs, the newest first.
+
+    Name and path are the file's, as they are or last were; rev, size, content_hash, the times and `jid` are
+    each rev's own. With `has_more` ask again with `before_rev` the last one's; a page may be short or empty
+    then, and `before_rev` is told here.
+    """
+
+    is_deleted: bool
+    entries: list[Metadata]
+    has_more: bool
+    before_rev: str | UnsetType = UNSET
+    """Where to go on; set with `has_more`."""
+    server_deleted: str | UnsetType = UNSET
+    """When the file itself was deleted; unset also where a folder above it was."""
+
+
 class ListFolder(msgspec.Struct, frozen=True, kw_only=True):
-    """List a folder, or with `recursive` a whole namespace from its root."""
+    """List a folder; with `recursive` all below it.
+
+    A whole namespace (recursive, from its root) and the children of a folder can be followed afterwards. A
+    recursive listing of a folder cannot: it ends with has_more false, and its last cursor is refused with
+    `listing_ended`. What does not change while it is read is told once. What is made, moved, renamed or
+    deleted meanwhile may be told in its old place or in its new one, twice, or not at all.
+    """
 
     path: Text = ""
     recursive: bool = False
@@ -188,7 +274,7 @@ class ListFolderResult(msgspec.Struct, frozen=True, kw_only=True):
     has_more: bool
     restarted: bool = False
     jid: int = 0
-    """How far the cursor has read the namespace; 0 while it scans."""
+    """How far the cursor has read the namespace; 0 while it scans or walks."""
 
 
 class GetBlockList(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +289,28 @@ class BlockList(msgspec.Struct, frozen=True):
 
     blocks: list[str]
     total: int
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """Live entries of a namespace whose names hold `query`, whatever the case; below `path`."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, pattern=r"^[^\x00]*$")]
+    path: Text = ""
+    limit: PageLimit = DEFAULT_MATCHES
+
+
+class SearchContinue(msgspec.Struct, frozen=True):
+    """Search on from a cursor."""
+
+    cursor: Text
+
+
+class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One page, in no order that means anything. It may be short or empty with has_more true."""
+
+    matches: list[Metadata]
+    has_more: bool
+    cursor: str
 
 
 # ---- Long-poll (answered by a notifserver)
@@ -237,6 +345,18 @@ class LinkDevice(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     code: Annotated[str, Meta(max_length=128)]
+    request_id: Token
+    refresh_token: Token
+    device_name: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+
+
+class LinkIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Link a new device to the account that the bearer token of an outside issuer stands for.
+
+    The client draws `request_id` and `refresh_token` and stores both before it sends them: a repeat with the
+    same pair gets the same device.
+    """
+
     request_id: Token
     refresh_token: Token
     device_name: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]

@@ -5,8 +5,24 @@ from typing import Any
 from metaserver.handlers.base import UserHandler
 from metaserver.services.devices import DeviceService
 from runtime.openapi import endpoint
-from wire.api import AccessGranted, DeviceList, Empty, LinkDevice, LinkedDevice, RefreshAccess, RevokeDevice
-from wire.errors import DeviceRevoked, InvalidLinkCode, InvalidRefreshToken, NotFound
+from wire.api import (
+    AccessGranted,
+    DeviceList,
+    Empty,
+    LinkDevice,
+    LinkedDevice,
+    LinkIdentity,
+    RefreshAccess,
+    RevokeDevice,
+)
+from wire.errors import (
+    DeviceRevoked,
+    Forbidden,
+    InvalidLinkCode,
+    InvalidRefreshToken,
+    NotFound,
+    TooManyEntries,
+)
 
 
 class DeviceHandler(UserHandler):
@@ -24,10 +40,22 @@ class LinkHandler(DeviceHandler):
     route = "devices/link"
     needs_token = False
 
-    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode)
+    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, TooManyEntries)
     async def post(self) -> None:
         """Use a link code up."""
         self.answer(await self._devices.link(self.body_as(LinkDevice)))
+
+
+class LinkIdentityHandler(DeviceHandler):
+    """POST /v1/devices/link_identity, with a token of an outside issuer"""
+
+    route = "devices/link_identity"
+
+    @endpoint(LinkIdentity, LinkedDevice, Forbidden, TooManyEntries)
+    async def post(self) -> None:
+        """Link a device to the account that the token's holder stands for."""
+        caller = self.caller()
+        self.answer(await self._devices.link_identity(caller, self.body_as(LinkIdentity)))
 
 
 class RefreshHandler(DeviceHandler):

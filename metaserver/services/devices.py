@@ -13,20 +13,23 @@ from metaserver.storage.accounts import Account, AccountState, find_account
 from runtime.tokens import ACCESS_TOKEN_S, TokenIssuer
 from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
-from wire.api import AccessGranted, Device, LinkDevice, LinkedDevice, RefreshAccess
+from wire.api import AccessGranted, Device, LinkDevice, LinkedDevice, LinkIdentity, RefreshAccess
 from wire.errors import (
     BadRequest,
     DeviceRevoked,
+    Forbidden,
     InvalidLinkCode,
     InvalidRefreshToken,
     MalformedId,
     NotFound,
     ShardboxError,
+    TooManyEntries,
 )
 from wire.ids import (
     DEVICE_RANDOM_BYTES,
     AccountId,
     DeviceId,
+    NsId,
     format_device_id,
     format_ns_id,
     parse_ns_id,
@@ -38,6 +41,8 @@ from wire.internal import Caller, DeviceCaller
 CODE_LIFE_S = 900
 """A quarter of an hour: long enough to carry a code to another machine, short enough to be forgotten."""
 _CODE_BYTES = 16
+MAX_DEVICES = 1_000
+"""Linked ones of an account. People have some; whoever holds an outside token could link without end."""
 
 faults.declare("metaserver.devices.code_used", "metaserver.devices.linked", "metaserver.devices.refreshed")
 
@@ -71,6 +76,7 @@ class DeviceService:
 
         Raises:
             InvalidLinkCode: unknown, expired, or used by another request.
+            TooManyEntries: the account has as many devices as it may.
         """
         try:
             root_ns = parse_ns_id(request.code.partition("-")[0])
@@ -92,24 +98,49 @@ class DeviceService:
             if code.is_expired:
                 raise InvalidLinkCode("the code has expired")
             device_id = format_device_id(root_ns, os.urandom(DEVICE_RANDOM_BYTES))
+            _require_room(await rows.count_devices(tx.conn, root_ns))
             await rows.use_code(tx.conn, root_ns, code_hash, request_hash, device_id)
             faults.fault_point("metaserver.devices.code_used")
-            await rows.insert_device(tx.conn, root_ns, device_id, request.device_name)
-            token_hash = _digest(request.refresh_token)
-            await rows.insert_token(tx.conn, root_ns, token_hash, device_id, rows.CURRENT)
+            await _insert_device(tx, root_ns, device_id, request.device_name, request.refresh_token)
             return account, device_id
 
         account, device_id = await self._tx.run_tx([root_ns], "link_device", use, kind=TxKind.FENCE_ONLY)
         faults.fault_point("metaserver.devices.linked")
-        return LinkedDevice(
-            device_id=device_id,
-            account_id=account.account_id,
-            email=account.email,
-            display_name=account.display_name,
-            root_ns=format_ns_id(root_ns),
-            access_token=self._issue(DeviceCaller(account.account_id, device_id)),
-            expires_in=ACCESS_TOKEN_S,
-        )
+        return self._present_linked(account, device_id)
+
+    async def link_identity(self, caller: Caller, request: LinkIdentity) -> LinkedDevice:
+        """A device for the holder of an outside issuer's token; a repeat of the request gets that device.
+
+        The request itself names the device, so nothing has to be kept for the repeat.
+
+        Raises:
+            Forbidden: the token is a device's, which may not make others: an hour's token would become a
+                lasting one.
+            IdentityNotLinked: the identity stands for no account.
+            DeviceRevoked: the account is disabled, or the device that the request made has been unlinked.
+            TooManyEntries: the account has as many devices as it may.
+        """
+        if isinstance(caller, DeviceCaller):
+            raise Forbidden("a device's token links no other devices")
+        who = await self._access.identify(caller)
+        drawn = _digest(f"{request.request_id} {request.refresh_token}")[:DEVICE_RANDOM_BYTES]
+        device_id = format_device_id(who.root_ns, drawn)
+
+        async def insert(tx: Tx) -> Account:
+            device_count = await rows.count_devices(tx.conn, who.root_ns)
+            account = await find_account(tx.conn, who.root_ns)
+            found = await rows.find_device(tx.conn, who.root_ns, device_id)
+            is_out = found is not None and found.revoked_at is not None
+            if account is None or account.state is not AccountState.ACTIVE or is_out:
+                raise DeviceRevoked()
+            if found is None:
+                _require_room(device_count)
+                await _insert_device(tx, who.root_ns, device_id, request.device_name, request.refresh_token)
+            return account
+
+        account = await self._tx.run_tx([who.root_ns], "link_identity", insert, kind=TxKind.FENCE_ONLY)
+        faults.fault_point("metaserver.devices.linked")
+        return self._present_linked(account, device_id)
 
     async def refresh(self, request: RefreshAccess) -> AccessGranted:
         """A new access token, and a promise to take `next_refresh_token` from now on.
@@ -214,9 +245,30 @@ class DeviceService:
         who = await self._access.identify(caller)
         return await self.list_devices(who.account_id)
 
+    def _present_linked(self, account: Account, device_id: DeviceId) -> LinkedDevice:
+        return LinkedDevice(
+            device_id=device_id,
+            account_id=account.account_id,
+            email=account.email,
+            display_name=account.display_name,
+            root_ns=format_ns_id(account.root_ns),
+            access_token=self._issue(DeviceCaller(account.account_id, device_id)),
+            expires_in=ACCESS_TOKEN_S,
+        )
+
     def _issue(self, caller: DeviceCaller) -> str:
         assert self._issuer is not None, "this process has no token keys"
         return self._issuer.issue(caller)
+
+
+async def _insert_device(tx: Tx, root_ns: NsId, device_id: DeviceId, name: str, refresh_token: str) -> None:
+    await rows.insert_device(tx.conn, root_ns, device_id, name)
+    await rows.insert_token(tx.conn, root_ns, _digest(refresh_token), device_id, rows.CURRENT)
+
+
+def _require_room(device_count: int) -> None:
+    if device_count >= MAX_DEVICES:
+        raise TooManyEntries(f"an account has at most {MAX_DEVICES} devices; unlink some")
 
 
 def _require_account(account: Account | None, account_id: AccountId) -> None:

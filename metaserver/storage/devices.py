@@ -59,6 +59,17 @@ async def use_code(
     )
 
 
+async def count_devices(conn: Connection, root_ns: NsId) -> int:
+    """How many devices of an account are linked, with the account locked against further ones."""
+    await conn.execute("SELECT 1 FROM ns.accounts WHERE ns_id = %s FOR UPDATE", [root_ns])
+    cursor = await conn.execute(
+        "SELECT count(*) FROM ns.devices WHERE ns_id = %s AND revoked_at IS NULL", [root_ns]
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 async def insert_device(conn: Connection, root_ns: NsId, device_id: DeviceId, name: str) -> None:
     """A new device."""
     await conn.execute(
