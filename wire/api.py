@@ -124,7 +124,7 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="re
     rev: str
 
 
-Operation = CommitFile | CreateFolder | Move | Delete | Copy | Restore
+Operation = CommitFile | CreateFolder | Move | Delete
 
 
 class Tag(StrEnum):
@@ -228,15 +228,12 @@ class ListRevisionsResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaul
     """Revs, the newest first.
 
     Name and path are the file's, as they are or last were; rev, size, content_hash, the times and `jid` are
-    each rev's own. With `has_more` ask again with `before_rev` the last one's; a page may be short or empty
-    then, and `before_rev` is told here.
+    each rev's own. With `has_more` ask again with the last one's rev as `before_rev`.
     """
 
     is_deleted: bool
     entries: list[Metadata]
     has_more: bool
-    before_rev: str | UnsetType = UNSET
-    """Where to go on; set with `has_more`."""
     server_deleted: str | UnsetType = UNSET
     """When the file itself was deleted; unset also where a folder above it was."""
 

@@ -90,6 +90,12 @@ class UnsupportedCursor(ShardboxError):
     code, status = "recursive_subfolder_unsupported", 400
 
 
+class ListingEnded(ShardboxError):
+    """A recursive listing of a folder has told all; it cannot be followed, list afresh."""
+
+    code, status = "listing_ended", 400
+
+
 class ContentMismatch(ShardboxError):
     """Size, content_hash and block list do not fit one another."""
 
@@ -112,6 +118,12 @@ class BodyTooLarge(ShardboxError):
     """The body is larger than its limit."""
 
     code, status = "body_too_large", 413
+
+
+class UnsupportedEncoding(ShardboxError):
+    """The body comes compressed; this service takes bodies as they are (Content-Encoding: identity)."""
+
+    code, status = "unsupported_encoding", 415
 
 
 class MethodNotAllowed(ShardboxError):
@@ -178,6 +190,18 @@ class NotAFolder(ShardboxError):
     """A folder is needed, and a file is there."""
 
     code, status = "not_folder", 409
+
+
+class NotAFile(ShardboxError):
+    """A file is needed, and a folder is there."""
+
+    code, status = "not_file", 409
+
+
+class TooDeep(ShardboxError):
+    """Folders are nested deeper than a cursor of this listing can hold; list one of them."""
+
+    code, status = "too_deep", 409
 
 
 class CursorReset(ShardboxError):

@@ -5,11 +5,12 @@ import unicodedata
 from typing import NewType
 
 from wire.errors import DisallowedName, MalformedPath
-from wire.ids import EntryId, NsId, format_file_id, parse_file_id, parse_ns_id
+from wire.ids import EntryId, Jid, NsId, format_file_id, parse_file_id, parse_ns_id, parse_rev
 
 NameKey = NewType("NameKey", str)
 """What makes two names the same: NFC(casefold(NFC(name)))."""
 
+REV_PREFIX = "rev:"
 MAX_NAME_CHARS = 255
 MAX_PATH_DEPTH = 512
 """Components in one path. POSIX paths end at 4,096 bytes; a deeper tree would make each look-up of a
@@ -85,6 +86,15 @@ def parse_target(text: str, root_ns: NsId) -> tuple[NsId, EntryId, tuple[str, ..
         head, slash, rest = text[3:].partition("/")
         return parse_ns_id(head), EntryId(0), split_path(slash + rest)
     return root_ns, EntryId(0), split_path(text)
+
+
+def parse_rev_target(text: str) -> tuple[NsId, Jid] | None:
+    """The rev that `rev:…` names; None: the text is of another form.
+
+    Raises:
+        MalformedId: not a rev behind the colon.
+    """
+    return parse_rev(text.removeprefix(REV_PREFIX)) if text.startswith(REV_PREFIX) else None
 
 
 def format_child(ns_id: NsId, parent_id: EntryId, name: str) -> str:
