@@ -1,18 +1,19 @@
 """The blockserver's route table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tornado.web
 
 from blockserver.handlers.blocks import BlockHandler, GetPackHandler, MissingHandler, PutPackHandler
 from blockserver.handlers.ready import ReadyHandler
-from blockserver.model.budget import ByteBudget
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.storage.backend import Backend
+from runtime.bodies import Bodies, ByteBudget
 from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
+from runtime.rates import Rates
 from runtime.tokens import TokenVerifier
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
 
@@ -29,12 +30,13 @@ class Parts:
     downloads: DownloadService
     upload_budget: ByteBudget
     download_budget: ByteBudget
+    rates: Rates = field(default_factory=Rates)
 
 
 def make_app(parts: Parts) -> tornado.web.Application:
     """The application."""
     base = {"metrics": parts.metrics}
-    body = base | {"verifier": parts.verifier, "budget": parts.upload_budget}
+    body = base | {"verifier": parts.verifier}
     reads = {"downloads": parts.downloads}
     sends = reads | {"read_budget": parts.download_budget}
     writes = {"uploads": parts.uploads}
@@ -56,4 +58,6 @@ def make_app(parts: Parts) -> tornado.web.Application:
         default_handler_class=NotFoundHandler,
         default_handler_args=base,
         in_flight=InFlight(),
+        bodies=Bodies(parts.upload_budget),
+        rates=parts.rates,
     )

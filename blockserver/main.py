@@ -5,14 +5,13 @@ from contextlib import AsyncExitStack
 import tornado.web
 
 from blockserver.app import Parts, make_app
-from blockserver.handlers.base import MAX_BODY_BYTES
-from blockserver.model.budget import ByteBudget
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.settings import BlockserverSettings
 from blockserver.storage.index import BlockIndex
 from blockserver.stores import open_backend
+from runtime.bodies import ByteBudget
 from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
@@ -52,4 +51,4 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
 def main() -> None:
     """Run the blockserver until it is told to stop."""
     settings = BlockserverSettings()
-    run_server("blockserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)
+    run_server("blockserver", settings, lambda stack: build(settings, stack))

@@ -47,8 +47,8 @@ class BlockserverSettings(VerifyingSettings, StoreSettings):
     metaserver_urls: UrlList = Field(min_length=1)
     token_verify_keys_file: Path
     """Public JSON Web Key Set; without private keys, which only metaservers have."""
-    block_upload_memory_bytes: int = Field(default=192 * 2**20, ge=40 * 2**20)
-    """Bodies held at once: 48 whole blocks, or 6 full packs. At least one pack must fit."""
+    block_upload_memory_bytes: int = Field(default=192 * 2**20, ge=64 * 2**20)
+    """Bodies held at once: 48 whole blocks, or 6 full packs. One pack must fit into an account's part."""
     block_download_memory_bytes: int = Field(default=128 * 2**20, ge=40 * 2**20)
     """Blocks held at once on their way out: 32 whole ones, or 7 large packs."""
     block_url_expires_s: int = Field(default=900, ge=60, le=3_600)

@@ -1,6 +1,6 @@
 """The metaserver's route table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tornado.web
@@ -13,8 +13,10 @@ from metaserver.services.reads import ReadService
 from metaserver.services.sessions import SessionService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
+from runtime.bodies import Bodies
 from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
+from runtime.rates import Rates
 from runtime.tokens import TokenVerifier
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
 from sharding.router import Router
@@ -37,6 +39,8 @@ class Parts:
     usage: UsageService
     sessions: SessionService
     urls: dict[str, list[str]]
+    bodies: Bodies = field(default_factory=Bodies)
+    rates: Rates = field(default_factory=Rates)
 
 
 def make_app(parts: Parts) -> tornado.web.Application:
@@ -92,4 +96,6 @@ def make_app(parts: Parts) -> tornado.web.Application:
         default_handler_class=NotFoundHandler,
         default_handler_args=plain,
         in_flight=InFlight(),
+        bodies=parts.bodies,
+        rates=parts.rates,
     )

@@ -4,8 +4,10 @@ import tornado.web
 
 from notifserver.handlers.polls import LongpollHandler, PublishHandler, ReadyHandler
 from notifserver.services.polls import PollService
+from runtime.bodies import Bodies
 from runtime.document import DocumentHandler
 from runtime.metrics import ServerMetrics
+from runtime.rates import Rates
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
 from wire.keys import KeyRing
 
@@ -26,5 +28,7 @@ def make_app(polls: PollService, service_keys: KeyRing, metrics: ServerMetrics) 
         default_handler_class=NotFoundHandler,
         default_handler_args=base,
         in_flight=InFlight(),
+        bodies=Bodies(),
+        rates=Rates(),
         drain=polls.drain,
     )

@@ -15,8 +15,6 @@ from runtime.process import run_server
 from runtime.rpc import ServiceClient
 from runtime.settings import read_ring
 
-MAX_BODY_BYTES = 2**20
-"""A cursor has 16 KiB at most, a full batch of hints 200 kB."""
 SPARE_FILES = 1_000
 """Descriptors for everything that is not a poll; connections that keep alive between two polls count too."""
 
@@ -50,4 +48,4 @@ def main() -> None:
     """Run the notifserver until it is told to stop."""
     settings = NotifserverSettings()
     raise_file_limit(2 * settings.max_polls + SPARE_FILES)
-    run_server("notifserver", settings, lambda stack: build(settings, stack), max_body_bytes=MAX_BODY_BYTES)
+    run_server("notifserver", settings, lambda stack: build(settings, stack))

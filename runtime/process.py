@@ -23,16 +23,16 @@ Build = Callable[[AsyncExitStack], Awaitable[tornado.web.Application]]
 """Builds a server's objects on the running loop; what must be closed is pushed on the stack."""
 
 MAX_HEADER_BYTES = 64 * 1024
-BODY_TIMEOUT_S = 120.0
-"""A body of 150 MiB at 10 Mbit/s takes 120 s; a slower sender sends smaller bodies."""
-IDLE_TIMEOUT_S = 600.0
-"""Beyond the longest long-poll (480 + 75 s), so that a parked connection is never cut for idleness."""
+MAX_HTTP_BODY_BYTES = 2**30
+"""Where Tornado itself hangs up, with a bare 400: beyond what any address takes and throws away."""
+READ_BUFFER_BYTES = 2**20
+"""Of a connection: bodies are taken out of it piece by piece."""
 LISTEN_BACKLOG = 4_096
 CLOSE_TIMEOUT_S = 2.0
 """Closing a connection waits for its request's loop, which takes a turn or two; it may not keep us alive."""
 
 
-def run_server(name: str, settings: ServerSettings, build: Build, *, max_body_bytes: int) -> None:
+def run_server(name: str, settings: ServerSettings, build: Build) -> None:
     """Run until SIGTERM or SIGINT, then drain: be unready for a moment, stop accepting, let requests finish,
     close.
 
@@ -41,10 +41,29 @@ def run_server(name: str, settings: ServerSettings, build: Build, *, max_body_by
     """
     configure_logs(settings.log_level, name)
     faults.arm_from_environment()
-    uvloop.run(_serve(name, settings, build, max_body_bytes))
+    uvloop.run(_serve(name, settings, build))
 
 
-async def _serve(name: str, settings: ServerSettings, build: Build, max_body_bytes: int) -> None:
+def make_http_server(
+    app: tornado.web.Application,
+    *,
+    header_timeout_s: float,
+    body_timeout_s: float,
+    ssl_options: ssl.SSLContext | None = None,
+) -> tornado.httpserver.HTTPServer:
+    """A server with its bounds: what is too long or too slow ends the connection."""
+    return tornado.httpserver.HTTPServer(
+        app,
+        ssl_options=ssl_options,
+        max_body_size=MAX_HTTP_BODY_BYTES,
+        max_buffer_size=READ_BUFFER_BYTES,
+        max_header_size=MAX_HEADER_BYTES,
+        body_timeout=body_timeout_s,
+        idle_connection_timeout=header_timeout_s,
+    )
+
+
+async def _serve(name: str, settings: ServerSettings, build: Build) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,14 +71,11 @@ async def _serve(name: str, settings: ServerSettings, build: Build, max_body_byt
     async with AsyncExitStack() as stack:
         app = await build(stack)
         app.settings["trusted_proxies"] = settings.trusted_proxies
-        server = tornado.httpserver.HTTPServer(
+        server = make_http_server(
             app,
+            header_timeout_s=settings.header_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
             ssl_options=_open_tls(settings, stack),
-            max_body_size=max_body_bytes,
-            max_buffer_size=max_body_bytes,
-            max_header_size=MAX_HEADER_BYTES,
-            body_timeout=BODY_TIMEOUT_S,
-            idle_connection_timeout=IDLE_TIMEOUT_S,
         )
         sockets = tornado.netutil.bind_sockets(
             settings.listen_port, settings.listen_host, backlog=LISTEN_BACKLOG
@@ -72,6 +88,7 @@ async def _serve(name: str, settings: ServerSettings, build: Build, max_body_byt
         in_flight(app).is_draining = True
         await asyncio.sleep(settings.drain_notice_s)
         server.stop()
+        server.conn_params.no_keep_alive = True  # each connection ends with the request that comes next
         try:
             async with asyncio.timeout(settings.drain_s):
                 if "drain" in app.settings:

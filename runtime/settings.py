@@ -37,6 +37,11 @@ class ServerSettings(BaseSettings):
     drain_notice_s: float = Field(default=0.0, ge=0, le=600)
     """How long a server goes on accepting after SIGTERM while /readyz says that it is going: a balancer in
     front must have noticed before connections are refused."""
+    header_timeout_s: float = Field(default=75.0, gt=0, le=3_600)
+    """How long a connection may take to send the head of its next request. Beyond the 60 s that proxies keep
+    an idle connection, so that it is they who close it; a poll that is held has sent its head."""
+    body_timeout_s: float = Field(default=120.0, gt=0, le=3_600)
+    """How long a body may take: 150 MiB at 10 Mbit/s. A slower sender sends smaller bodies."""
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     """PEM: the chain and its key. With neither, TLS ends in front of the servers."""

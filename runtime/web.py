@@ -3,13 +3,15 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 import structlog
 import tornado.web
+from tornado.http1connection import HTTP1Connection
 
+from runtime.bodies import BodyHandler, decode_in_turns
 from runtime.logs import get_log
 from runtime.metrics import CONTENT_TYPE, ServerMetrics
 from runtime.openapi import Raw, endpoint
@@ -34,11 +36,20 @@ _T = TypeVar("_T")
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
+MAX_INTERNAL_BODY_BYTES = 64 * 2**20
+"""The targets of a whole upload session, 524,287 blocks of 80 bytes; all others are far smaller."""
+BETWEEN_REQUESTS_S = 0.05
+"""Who has had an answer and sends the next request at once, from the same network, is here by then."""
+ANSWER_TIMEOUT_S = 120.0
+"""How long the end of an answer may be on its way: 2 MB at 133 kbit/s. Who does not read it holds memory."""
+
+
 class InFlight:
     """How many requests are under way, and whether the server is about to stop."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.left = 0
         self.is_draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -51,12 +62,17 @@ class InFlight:
     def leave(self) -> None:
         """One less."""
         self.count -= 1
+        self.left += 1
         if self.count == 0:
             self._empty.set()
 
     async def wait_empty(self) -> None:
-        """Return once none is left."""
-        await self._empty.wait()
+        """Return once none is left, and none has come meanwhile on a connection that was between two."""
+        seen = -1
+        while self.count or self.left != seen:
+            seen = self.left
+            await self._empty.wait()
+            await asyncio.sleep(BETWEEN_REQUESTS_S)
 
 
 def in_flight(app: tornado.web.Application) -> InFlight:
@@ -65,8 +81,8 @@ def in_flight(app: tornado.web.Application) -> InFlight:
     return found
 
 
-class BaseHandler(tornado.web.RequestHandler):
-    """What every handler has: request id, typed bodies, one error shape, no ETag."""
+class BaseHandler(BodyHandler):
+    """What every handler has: request id, bounded and typed bodies, one error shape, no ETag."""
 
     route = "unknown"
 
@@ -75,9 +91,17 @@ class BaseHandler(tornado.web.RequestHandler):
         self.metrics = metrics
         self.request_id = ""
         self._is_counted = False
+        self.begin_body()
 
-    def prepare(self) -> Awaitable[None] | None:
-        """Take over or draw the request id."""
+    async def prepare(self) -> None:
+        """Begin: the request's id, then whatever `admit` refuses, then memory for the body."""
+        self._begin()
+        await self.take_in()
+        if not self._is_counted:
+            self.release_body()  # the client left meanwhile
+
+    def _begin(self) -> None:
+        """Count the request; take over or draw its id."""
         in_flight(self.application).enter()
         self._is_counted = True
         if trusted := self.settings.get("trusted_proxies"):
@@ -88,7 +112,6 @@ class BaseHandler(tornado.web.RequestHandler):
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         self.set_header(REQUEST_ID_HEADER, self.request_id)
-        return None
 
     def set_default_headers(self) -> None:
         """No banner, no sniffing, no caching of anything that is somebody's."""
@@ -113,10 +136,21 @@ class BaseHandler(tornado.web.RequestHandler):
         if decoder is None:
             decoder = _decoders[cls] = msgspec.json.Decoder(cls)
         try:
-            result: _T = decoder.decode(self.request.body or b"{}")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"the body is not what this address takes: {error}") from error
+            result: _T = decoder.decode(self.body or b"{}")
+        except _UNREADABLE as error:
+            raise _not_readable(error) from error
         return result
+
+    async def list_as(self, items: Sequence[msgspec.Raw], kind: Any) -> list[Any]:
+        """The items of a long list in the body, decoded and validated with turns for other requests.
+
+        Raises:
+            BadRequest: one is not of this shape.
+        """
+        try:
+            return await decode_in_turns(items, msgspec.json.Decoder(kind))
+        except _UNREADABLE as error:
+            raise _not_readable(error) from error
 
     def answer(self, value: msgspec.Struct, status: int = 200) -> None:
         """Finish with a JSON body."""
@@ -133,7 +167,7 @@ class BaseHandler(tornado.web.RequestHandler):
             self.set_header(REQUEST_ID_HEADER, self.request_id)
         if error.retry_after_s is not None:
             self.set_header("Retry-After", str(error.retry_after_s))
-        elif error.status in (503, 507):
+        elif error.status in (429, 503, 507):
             self.set_header("Retry-After", "1")
         self.finish(msgspec.json.encode(ErrorBody(error=error.info())))
 
@@ -144,14 +178,23 @@ class BaseHandler(tornado.web.RequestHandler):
 
     def on_connection_close(self) -> None:
         """The client has gone. While its body was still being read, nothing else will end the request."""
-        body = getattr(self.request, "_body_future", None)  # only handlers that stream bodies have one
-        is_cut_off = body is not None and not body.done()
+        is_cut_off = not self.request._body_future.done()
         super().on_connection_close()
         if is_cut_off:
             self.on_end()
 
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "asyncio.Future[None]":
+        """Finish; hang up on whoever does not take the answer."""
+        sent = super().finish(chunk)
+        if not sent.done():
+            stream = cast(HTTP1Connection, self.request.connection).stream
+            timer = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, stream.close)
+            sent.add_done_callback(lambda _: timer.cancel())
+        return sent
+
     def on_end(self) -> None:
         """Called once or more when the request is over, answered or not."""
+        self.release_body()
         if self._is_counted:
             self._is_counted = False
             in_flight(self.application).leave()
@@ -168,6 +211,13 @@ class BaseHandler(tornado.web.RequestHandler):
         getattr(_log, level)("request", route=self.route, status=status, ms=ms, remote=remote)
 
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def _not_readable(error: Exception) -> BadRequest:
+    return BadRequest(f"the body is not what this address takes: {error}")
+
+
 def _from_tornado(status_code: int, cause: BaseException | None) -> ShardboxError:
     if status_code == 404:
         return NotFound("there is no such address")
@@ -181,30 +231,32 @@ def _from_tornado(status_code: int, cause: BaseException | None) -> ShardboxErro
 class InternalHandler(BaseHandler):
     """An address for servers alone: a service credential, msgpack bodies."""
 
+    limit_bytes = MAX_INTERNAL_BODY_BYTES
+
     def initialize(self, *, metrics: ServerMetrics, service_keys: KeyRing) -> None:  # type: ignore[override]
         """Wired by the route table."""
         super().initialize(metrics=metrics)
         self.service_keys = service_keys
 
-    def prepare(self) -> None:
+    async def admit(self) -> None:
         """Refuse whoever is not a server of this cluster.
 
         Raises:
             Unauthenticated, Forbidden: no credential, or a user's token.
         """
-        super().prepare()
         header = self.request.headers.get("Authorization", "")
         if header.lower().startswith("bearer "):
             raise Forbidden("this address is for the cluster's own servers")
         if not self.service_keys.accepts(header):
             raise Unauthenticated("a service credential is needed")
+        self.is_stranger = False
 
     def packed_as(self, cls: type[_T]) -> _T:
         """The msgpack body, decoded and validated."""
         try:
-            return msgspec.msgpack.decode(self.request.body, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"the body is not what this address takes: {error}") from error
+            return msgspec.msgpack.decode(self.body, type=cls)
+        except _UNREADABLE as error:
+            raise _not_readable(error) from error
 
     def answer_packed(self, value: msgspec.Struct) -> None:
         """Finish with a msgpack body."""
@@ -217,13 +269,12 @@ class NotFoundHandler(BaseHandler):
 
     route = "not_found"
 
-    def prepare(self) -> None:
+    async def admit(self) -> None:
         """Say so.
 
         Raises:
             NotFound: always.
         """
-        super().prepare()
         raise NotFound("there is no such address")
 
 

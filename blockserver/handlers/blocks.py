@@ -9,12 +9,12 @@ import tornado.web
 from msgspec import Meta
 from tornado.http1connection import HTTP1Connection
 
-from blockserver.handlers.base import BodyHandler, CallerHandler
-from blockserver.model.budget import ByteBudget
+from blockserver.handlers.base import CallerHandler
 from blockserver.model.packs import MAX_UPLOAD_BYTES, PlannedFrame, parse_upload
 from blockserver.model.ranges import parse_range
 from blockserver.services.download import READ_AHEAD_BYTES, DownloadService
 from blockserver.services.upload import UploadService
+from runtime.bodies import JSON_BODY_BYTES, ByteBudget
 from runtime.metrics import ServerMetrics
 from runtime.openapi import Parameter, Raw, endpoint
 from runtime.tokens import TokenVerifier
@@ -47,10 +47,6 @@ WRITE_BYTES = 2**20
 """What is handed to a connection at a time; the next piece waits until the client has taken it."""
 STALL_TIMEOUT_S = 60.0
 """A client that takes less than 1 MiB in a minute is hung up on: it holds memory that others wait for."""
-_MAX_JSON_BYTES = 2**20
-"""10,000 hashes are 670 kB."""
-
-
 _HASH = Parameter(
     "hash",
     "path",
@@ -107,7 +103,7 @@ class _SendingHandler(CallerHandler):
             raise tornado.web.Finish from None
 
 
-class BlockHandler(BodyHandler, _SendingHandler):
+class BlockHandler(_SendingHandler):
     """One block: PUT and GET /v1/blocks/<hash>?ns=<ns_id>."""
 
     route = "block"
@@ -118,13 +114,12 @@ class BlockHandler(BodyHandler, _SendingHandler):
         *,
         metrics: ServerMetrics,
         verifier: TokenVerifier,
-        budget: ByteBudget,
         read_budget: ByteBudget,
         uploads: UploadService,
         downloads: DownloadService,
     ) -> None:
         """Wired by the route table."""
-        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        super().initialize(metrics=metrics, verifier=verifier)
         self.read_budget = read_budget
         self.uploads = uploads
         self.downloads = downloads
@@ -146,7 +141,6 @@ class BlockHandler(BodyHandler, _SendingHandler):
     )
     async def put(self, _hash: str) -> None:
         """Take a block in."""
-        self.check_refusal()
         verdict = await self.uploads.put_block(self.caller, self.ns_id, self.hash, self.body)
         if verdict.error is not None:
             raise error_from_info(verdict.error, status=500)
@@ -163,7 +157,6 @@ class BlockHandler(BodyHandler, _SendingHandler):
     )
     async def get(self, _hash: str) -> None:
         """Hand a block out, whole or one range of it."""
-        self.check_refusal()
         place = await self.downloads.get_place(self.caller, self.ns_id, self.hash)
         etag = f'"{self.hash.hex()}"'
         if_range = self.request.headers.get("If-Range")
@@ -194,34 +187,33 @@ class BlockHandler(BodyHandler, _SendingHandler):
         super().write_error(status_code, **kwargs)
 
 
-class MissingHandler(BodyHandler):
+class MissingHandler(CallerHandler):
     """POST /v1/blocks/missing: MissingBlocks -> MissingResult."""
 
     route = "blocks_missing"
-    limit_bytes: ClassVar[int] = _MAX_JSON_BYTES
+    limit_bytes: ClassVar[int] = JSON_BODY_BYTES
 
     def initialize(  # type: ignore[override]
         self,
         *,
         metrics: ServerMetrics,
         verifier: TokenVerifier,
-        budget: ByteBudget,
         downloads: DownloadService,
     ) -> None:
         """Wired by the route table."""
-        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        super().initialize(metrics=metrics, verifier=verifier)
         self.downloads = downloads
 
     @endpoint(MissingBlocks, MissingResult, TooManyEntries)
     async def post(self) -> None:
         """Say what the namespace has not got."""
-        request = self.json_as(MissingBlocks)
+        request = self.body_as(MissingBlocks)
         hashes = _parse_hashes(request.hashes, MAX_MISSING_HASHES)
         missing = await self.downloads.list_missing(self.caller, parse_ns_id(request.ns_id), hashes)
         self.answer(MissingResult([name.hex() for name in missing]))
 
 
-class PutPackHandler(BodyHandler):
+class PutPackHandler(CallerHandler):
     """POST /v1/blocks/put_pack?ns=<ns_id>: a pack -> PutPackResult."""
 
     route = "blocks_put_pack"
@@ -232,11 +224,10 @@ class PutPackHandler(BodyHandler):
         *,
         metrics: ServerMetrics,
         verifier: TokenVerifier,
-        budget: ByteBudget,
         uploads: UploadService,
     ) -> None:
         """Wired by the route table."""
-        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        super().initialize(metrics=metrics, verifier=verifier)
         self.uploads = uploads
 
     def check_head(self) -> None:
@@ -246,35 +237,33 @@ class PutPackHandler(BodyHandler):
     @endpoint(_PACK, PutPackResult, TooManyEntries, Forbidden, parameters=(_NS,))
     async def post(self) -> None:
         """Take the blocks in, each with its verdict."""
-        self.check_refusal()
         frames = parse_upload(self.body)
         self.answer(PutPackResult(await self.uploads.put_pack(self.caller, self.ns_id, frames)))
 
 
-class GetPackHandler(BodyHandler, _SendingHandler):
+class GetPackHandler(_SendingHandler):
     """POST /v1/blocks/get_pack: GetPack -> a pack."""
 
     route = "blocks_get_pack"
-    limit_bytes: ClassVar[int] = _MAX_JSON_BYTES
+    limit_bytes: ClassVar[int] = JSON_BODY_BYTES
 
     def initialize(  # type: ignore[override]
         self,
         *,
         metrics: ServerMetrics,
         verifier: TokenVerifier,
-        budget: ByteBudget,
         read_budget: ByteBudget,
         downloads: DownloadService,
     ) -> None:
         """Wired by the route table."""
-        super().initialize(metrics=metrics, verifier=verifier, budget=budget)
+        super().initialize(metrics=metrics, verifier=verifier)
         self.read_budget = read_budget
         self.downloads = downloads
 
     @endpoint(GetPack, Raw(PACK_CONTENT_TYPE, _PACK.description), TooManyEntries)
     async def post(self) -> None:
         """Send the blocks in the order in which they were asked for."""
-        request = self.json_as(GetPack)
+        request = self.body_as(GetPack)
         hashes = _parse_hashes(request.hashes, MAX_PACK_BLOCKS)
         frames = await self.downloads.plan_pack(self.caller, parse_ns_id(request.ns_id), hashes)
         with self.read_budget.take(_held_bytes(frames)):

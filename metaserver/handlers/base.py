@@ -5,8 +5,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from runtime.bodies import JSON_BODY_BYTES
 from runtime.metrics import ServerMetrics
 from runtime.openapi import Kind, Parameter
+from runtime.rates import owner_of
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
 from wire.api import IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY_CHARS
@@ -28,6 +30,7 @@ class UserHandler(BaseHandler):
     """An address for the holder of an access token."""
 
     needs_token = True
+    limit_bytes = JSON_BODY_BYTES
     kind = Kind((ShardUnavailable, Overloaded, NotReady, TooManyRequests))
 
     def initialize(self, *, metrics: ServerMetrics, verifier: TokenVerifier) -> None:  # type: ignore[override]
@@ -35,15 +38,17 @@ class UserHandler(BaseHandler):
         super().initialize(metrics=metrics)
         self._verifier = verifier
 
-    async def prepare(self) -> None:
-        """Find out whose token came with the request.
+    async def admit(self) -> None:
+        """Find out whose token came with the request; where none is needed, the address is all that we know.
 
         Raises:
             Unauthenticated: none, expired, or not ours.
         """
-        super().prepare()
-        if self.needs_token:
-            self._caller = await self._verifier.verify(self.request.headers.get("Authorization"))
+        if not self.needs_token:
+            self.owner = self.request.remote_ip
+            return
+        self._caller = await self._verifier.verify(self.request.headers.get("Authorization"))
+        self.owner, self.is_stranger = owner_of(self._caller), False
 
     def caller(self) -> Caller:
         """Whose token came with the request."""

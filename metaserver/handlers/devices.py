@@ -4,6 +4,7 @@ from typing import Any
 
 from metaserver.handlers.base import UserHandler
 from metaserver.services.devices import DeviceService
+from runtime.bodies import SMALL_BODY_BYTES
 from runtime.openapi import endpoint
 from wire.api import (
     AccessGranted,
@@ -38,6 +39,7 @@ class LinkHandler(DeviceHandler):
     """POST /v1/devices/link, without a token"""
 
     route = "devices/link"
+    limit_bytes = SMALL_BODY_BYTES
     needs_token = False
 
     @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, TooManyEntries)
@@ -63,6 +65,7 @@ class RefreshHandler(DeviceHandler):
 
     route = "devices/refresh"
     needs_token = False
+    limit_bytes = SMALL_BODY_BYTES
 
     @endpoint(RefreshAccess, AccessGranted, InvalidRefreshToken, DeviceRevoked)
     async def post(self) -> None:

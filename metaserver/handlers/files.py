@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import msgspec
+
 from metaserver.handlers.base import IDEMPOTENCY_KEY, UserHandler
 from metaserver.services.reads import ReadService
 from metaserver.services.writes import WriteService
 from runtime.openapi import Kind, endpoint
 from wire.api import (
+    MAX_BODY_BYTES,
     Batch,
     BatchResult,
     BlockList,
@@ -61,17 +64,24 @@ class WriteHandler(UserHandler):
         self._writes = writes
 
 
+class _RawBatch(msgspec.Struct, frozen=True):
+    """A Batch whose operations are still to be decoded."""
+
+    entries: list[msgspec.Raw]
+
+
 class BatchHandler(WriteHandler):
     """POST /v1/files/batch"""
 
     route = "files/batch"
+    limit_bytes = MAX_BODY_BYTES
 
     @endpoint(Batch, BatchResult, NotFound, Forbidden, TooManyEntries)
     async def post(self) -> None:
         """Up to 1,000 operations, a verdict each."""
         caller = self.caller()
-        batch = self.body_as(Batch)
-        self.answer(await self._writes.write_batch(caller, batch.entries, self.idempotency_key()))
+        operations = await self.list_as(self.body_as(_RawBatch).entries, Operation)
+        self.answer(await self._writes.write_batch(caller, operations, self.idempotency_key()))
 
 
 class SingleWriteHandler(WriteHandler):
@@ -99,6 +109,7 @@ class CommitHandler(SingleWriteHandler):
     """POST /v1/files/commit"""
 
     route = "files/commit"
+    limit_bytes = MAX_BODY_BYTES
 
     @endpoint(CommitFile, Metadata, *CONFLICTS, ContentMismatch, BlocksAbsent, QuotaExceeded)
     async def post(self) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from notifserver.services.polls import Ending, Poll, PollService
+from runtime.bodies import SMALL_BODY_BYTES
 from runtime.metrics import ServerMetrics
 from runtime.openapi import endpoint
 from runtime.web import BaseHandler, InternalHandler, in_flight
@@ -21,6 +22,8 @@ class LongpollHandler(BaseHandler):
     """POST /v1/files/list_folder/longpoll: Longpoll -> LongpollResult."""
 
     route = "longpoll"
+    limit_bytes = 2 * SMALL_BODY_BYTES
+    """A cursor that is too long is still told so by its own error."""
 
     def initialize(self, *, metrics: ServerMetrics, polls: PollService) -> None:  # type: ignore[override]
         """Wired by the route table."""

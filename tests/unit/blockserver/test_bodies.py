@@ -16,15 +16,15 @@ import tornado.netutil
 import tornado.web
 
 from blockserver.app import Parts, make_app
-from blockserver.handlers.base import MAX_BODY_BYTES, MAX_DISCARDED_BYTES
-from blockserver.model.budget import ByteBudget
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.storage.folder import BlockFolder
 from blockserver.storage.index import BlockIndex
 from blockserver.storage.threads import FolderBackend
+from runtime.bodies import MAX_DISCARDED_BYTES, ByteBudget
 from runtime.metrics import ServerMetrics
+from runtime.process import MAX_HTTP_BODY_BYTES
 from runtime.rpc import ServiceClient
 from runtime.tokens import TokenIssuer, TokenVerifier, generate_keys
 from runtime.web import in_flight
@@ -38,7 +38,7 @@ from wire.keys import KeyRing
 
 DEADLINE_S = 20.0
 DATA = b"some bytes" * 10_000
-BUDGET_BYTES = 40 * 2**20
+BUDGET_BYTES = 48 * 2**20
 UNUSED_PORT = 9
 """Nobody listens on the discard port of a test machine."""
 
@@ -136,7 +136,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
                 download_budget=ByteBudget(BUDGET_BYTES),
             )
         )
-        http = tornado.httpserver.HTTPServer(app, max_body_size=MAX_BODY_BYTES)
+        http = tornado.httpserver.HTTPServer(app, max_body_size=MAX_HTTP_BODY_BYTES)
         sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")
         http.add_sockets(sockets)
         token = TokenIssuer(private).issue(DeviceCaller(AccountId("dbid:test"), DeviceId("device:test")))
@@ -282,7 +282,7 @@ async def test_more_than_fits_into_memory_is_sent_away(server: Server):
             await asyncio.sleep(0)
     refused = await server.connect()
     await refused.head("POST /v1/blocks/put_pack?ns=1", "Transfer-Encoding: chunked")
-    await refused.send(b"3\r\nabc\r\n0\r\n\r\n")
+    await refused.send(b"%x\r\n" % MAX_PACK_BYTES + bytes(MAX_PACK_BYTES) + b"\r\n0\r\n\r\n")
     answer = await refused.answer()
     assert (answer.status, answer.error.code) == (503, "overloaded")
     assert int(answer.headers["retry-after"]) >= 1

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockserver.model.budget import ByteBudget
 from blockserver.model.packs import MAX_UPLOAD_BYTES, parse_upload, plan_download
 from wire.blocks import FRAME_OVERHEAD_BYTES, MAX_PACK_BLOCKS, MAX_PACK_BYTES, FrameStatus, format_frame_head
-from wire.errors import BadRequest, BodyTooLarge, Overloaded, TooManyEntries
+from wire.errors import BadRequest, BodyTooLarge, TooManyEntries
 from wire.hashes import BLOCK_BYTES, BlockHash, block_hash
 
 GENERATION = bytes(16)
@@ -88,18 +87,3 @@ def test_a_download_stays_in_its_bounds_and_goes_on(sizes: list[int | None]):
     assert sum(f.byte_count for f in frames) <= MAX_PACK_BYTES
     held = [f for f in frames if f.status is not FrameStatus.NOT_FOUND]
     assert not held or held[0].status is FrameStatus.OK  # so asking again always comes to an end
-
-
-def test_a_budget_is_kept_and_given_back():
-    budget = ByteBudget(10)
-    first, second = budget.take(6), budget.take(4)
-    with pytest.raises(Overloaded) as refused:
-        budget.take(1)
-    assert refused.value.retry_after_s is not None
-    first.release()
-    first.release()
-    assert budget.used_bytes == 4
-    with budget.take(6):
-        assert budget.used_bytes == 10
-    second.release()
-    assert budget.used_bytes == 0
