@@ -117,12 +117,14 @@ class DownloadService:
             with self._metrics.store_seconds.labels("get").time():
                 data = await self._backend.get(ObjectName(name, generation))
         except ObjectMissing:
+            self._metrics.damaged.labels("missing").inc()
             _log.error("object_missing", object=where)
             raise BlockCorrupt("the stored block is gone") from None
         except ShardboxError as error:
             _log.warning("object_unreadable", object=where, error=str(error))
             raise
         if len(data) != size or await _hash_of(data) != name:
+            self._metrics.damaged.labels("corrupt").inc()
             _log.error("object_corrupt", object=where, size_bytes=len(data), expected_bytes=size)
             raise BlockCorrupt
         self._metrics.downloaded_bytes.inc(len(data))

@@ -30,6 +30,17 @@ class BlockMetrics:
             "Bytes of blocks read from the store and found right.",
             registry=registry,
         )
+        self.damaged = Counter(
+            "shardbox_block_objects_damaged_total",
+            "Objects behind rows that were found missing or corrupt, by reads and by uploads.",
+            ["kind"],
+            registry=registry,
+        )
+        self.mended = Counter(
+            "shardbox_block_objects_mended_total",
+            "Objects that were missing or corrupt, written again by an upload of the same block.",
+            registry=registry,
+        )
         self.store_seconds = Histogram(
             "shardbox_block_store_duration_seconds",
             "Time of one operation of the block store, queueing for its threads included.",
@@ -37,6 +48,8 @@ class BlockMetrics:
             buckets=_STORE_BUCKETS_S,
             registry=registry,
         )
+        for kind in ("missing", "corrupt"):
+            self.damaged.labels(kind)  # an alert needs the 0 before the 1
         self.held_bytes = Gauge(
             "shardbox_block_held_bytes",
             "Memory set aside for blocks under way.",

@@ -8,6 +8,7 @@ between leaves a pending row, a claim or an object too many, which the next try 
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from blockserver.services.mend import Mender
 from blockserver.services.metrics import BlockMetrics
 from blockserver.storage.backend import Backend, ObjectName
 from blockserver.storage.index import BlockIndex
@@ -47,6 +48,7 @@ class UploadService:
         self._index = index
         self._backend = backend
         self._metrics = metrics
+        self._mender = Mender(index, backend, metrics)
 
     async def put_block(self, caller: Caller, ns_id: NsId, name: BlockHash, data: Data) -> PutVerdict:
         """The verdict on one block."""
@@ -99,6 +101,13 @@ class UploadService:
         }
         ready = [name for name, step in begun.items() if step.state is BlockState.READY]
         outcomes |= dict.fromkeys(ready)
+        outcomes |= await self._mender.mend_ready(caller, ns_id, {name: blocks[name] for name in ready})
+        claimed = {
+            ObjectName(name, step.generation): blocks[name]
+            for name, step in begun.items()
+            if step.state is BlockState.CLAIMED
+        }
+        outcomes |= await self._mender.mend_claimed(claimed)
         absent = {
             ObjectName(name, step.generation): blocks[name]
             for name, step in begun.items()

@@ -88,6 +88,15 @@ class S3Store:
         """A client of the store, to do behind the blockserver's back what a test needs."""
         return make_client(self.options(), self.url, max_connections=4)
 
+    def overwrite(self, key: str, data: bytes | None) -> None:
+        """Put other bytes in place of an object's, or remove it, past everything of ours."""
+        client = self.client()
+        if data is None:
+            client.delete_object(Bucket=BUCKET, Key=key)
+        else:
+            client.put_object(Bucket=BUCKET, Key=key, Body=data)
+        client.close()
+
     def write_credentials(self, secret_key: str | None = None) -> None:
         """Write the credentials file, with another secret if one is given."""
         text = (
@@ -133,8 +142,8 @@ def running_rclone(folder: Path) -> Iterator[S3Store]:
     (folder / "data" / BUCKET).mkdir(parents=True)
     with contextlib.closing(reserve_port()) as port:
         store = S3Store(f"http://127.0.0.1:{port.port}", folder, [])
-        # Its cache of directories would hide what a test does to the files behind it.
-        options = ["--config", os.devnull, "--dir-cache-time", "0s", "--no-modtime"]
+        # It caches directories: the files behind it may be read by a test, but are changed through it.
+        options = ["--config", os.devnull]
         address = ["--addr", f"127.0.0.1:{port.port}", "--auth-key", f"{store.access_key},{store.secret_key}"]
         store.argv = [_program("rclone"), "serve", "s3", *options, *address, str(folder / "data")]
         yield from _run(store)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -54,6 +55,16 @@ class BlockClient:
             assert answer.status == 200, await answer.text()
             return msgspec.json.decode(await answer.read(), type=MissingResult).missing
 
+    async def metrics(self) -> str:
+        """What Prometheus would scrape."""
+        async with self.stack.http.get(f"{self.stack.blockserver.url}/metrics") as answer:
+            return await answer.text()
+
+    async def count(self, sample: str) -> float:
+        """One number of them."""
+        lines = [x for x in (await self.metrics()).splitlines() if x.startswith(sample + " ")]
+        return float(lines[0].rpartition(" ")[2])
+
     async def put_pack(self, pack: bytes) -> list[PutVerdict]:
         url = f"{self.stack.blockserver.url}/v1/blocks/put_pack?ns={self.ns}"
         async with self.stack.http.post(url, data=BytesIO(pack), headers=self.auth) as answer:
@@ -74,8 +85,13 @@ def pack_of(*blocks: bytes) -> bytes:
     return b"".join(format_frame_head(block_hash(b), FrameStatus.OK, len(b)) + b for b in blocks)
 
 
+def object_paths(stack: Stack, data: bytes) -> list[Path]:
+    """The files that hold a block: one for each generation."""
+    digits = block_hash(data).hex()
+    place = stack.object_dir if stack.s3 else stack.object_dir / digits[:3]
+    return [p for p in place.iterdir() if p.name.startswith(digits)] if place.is_dir() else []
+
+
 def object_names(stack: Stack, data: bytes) -> list[str]:
     """The objects that hold a block."""
-    digits = block_hash(data).hex()
-    place = stack.folder / "blocks" / "objects" / digits[:3]
-    return [p.name for p in place.iterdir() if p.name.startswith(digits)]
+    return [p.name for p in object_paths(stack, data)]

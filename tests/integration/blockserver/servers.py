@@ -16,6 +16,7 @@ import aiohttp
 from ops.ports import reserve_port
 from runtime.tokens import TokenIssuer, generate_keys
 from tests.support.databases import FreshCluster
+from tests.support.s3 import S3Store
 from tests.support.services import Services, User, run_services
 from tests.support.waiting import wait_for
 from wire.keys import KeyRing
@@ -31,8 +32,13 @@ class ServerProcess:
         self.kind = kind
         self.url = f"http://127.0.0.1:{port}"
         self._env = env | {"SHARDBOX_LISTEN_PORT": str(port)}
+        self.settings: dict[str, str] = {}
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+
+    def twin(self, port: int, log: Path, **settings: str) -> "ServerProcess":
+        """One more server like it, at another port."""
+        return ServerProcess(self.kind, port, self._env | settings, log)
 
     def start(self, **settings: str) -> None:
         """Start it and wait until it is ready; `settings` are further environment variables."""
@@ -44,7 +50,7 @@ class ServerProcess:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self.kind],
-                env=os.environ | self._env | settings,
+                env=os.environ | self._env | self.settings | settings,
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -95,6 +101,22 @@ class Stack:
     blockserver: ServerProcess
     notifserver: ServerProcess
     user_count: int = 0
+    s3: S3Store | None = None
+    """Where the blocks are; None: in a folder."""
+
+    @contextmanager
+    def blocks_in(self, store: S3Store, **settings: str) -> Iterator[None]:
+        """Have the blockserver keep its blocks there meanwhile, with these further settings."""
+        try:
+            self._restart_blockserver(store, store.settings() | settings)
+            yield
+        finally:
+            self._restart_blockserver(None, {})
+
+    def _restart_blockserver(self, store: S3Store | None, settings: dict[str, str]) -> None:
+        self.blockserver.kill()
+        self.s3, self.blockserver.settings = store, settings
+        self.blockserver.start()
 
     async def new_user(self) -> User:
         """A new account with one device."""
@@ -106,8 +128,22 @@ class Stack:
         return {"Authorization": f"Bearer {self.issuer.issue(user.caller)}"}
 
     def objects(self) -> set[str]:
-        """The names of all objects in the folder."""
-        return {p.name for p in (self.folder / "blocks" / "objects").rglob("*") if p.is_file()}
+        """The names of all objects."""
+        return {p.name for p in self.object_dir.rglob("*") if p.is_file()}
+
+    def overwrite(self, place: Path, data: bytes | None) -> None:
+        """Put other bytes in place of an object's, or remove it, behind the blockserver's back."""
+        if self.s3:
+            self.s3.overwrite(f"objects/{place.name}", data)
+        elif data is None:
+            place.unlink()
+        else:
+            place.write_bytes(data)
+
+    @property
+    def object_dir(self) -> Path:
+        """Where the objects lie as files, in either store."""
+        return self.s3.object_dir if self.s3 else self.folder / "blocks" / "objects"
 
 
 @contextmanager
@@ -144,6 +180,7 @@ async def running_stack(cluster: FreshCluster, folder: Path) -> AsyncIterator[St
             "SHARDBOX_DIRECTORY_DSN": cluster.directory_dsn,
             "SHARDBOX_TOKEN_KEYS_FILE": str(folder / "private.json"),
             "SHARDBOX_MAP_FILE": str(folder / "map.json"),
+            "SHARDBOX_BLOCKSERVER_URLS": f"http://127.0.0.1:{block_port}",
             "SHARDBOX_NOTIFSERVER_URLS": f"http://127.0.0.1:{notif_port}",
         }
         block_env = {
