@@ -1,6 +1,12 @@
 """Prometheus metrics that every server has. Labels are bounded: route names, statuses, codes."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -12,6 +18,8 @@ class ServerMetrics:
     """One registry per process, passed to whoever counts."""
 
     def __init__(self) -> None:
+        # A second series for each, which Prometheus' text format has no use for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
