@@ -15,7 +15,9 @@ from notifserver.app import make_app
 from notifserver.services.heads import HeadsUpstream
 from notifserver.services.metrics import NotifMetrics
 from notifserver.services.polls import PollLimits, PollService
+from runtime.bodies import Bodies
 from runtime.metrics import ServerMetrics
+from runtime.rates import Rates
 from runtime.rpc import ServiceClient
 from runtime.web import InFlight, InternalHandler, in_flight
 from wire.api import LongpollResult
@@ -69,6 +71,8 @@ class Peer:
                 )
             ],
             in_flight=InFlight(),
+            bodies=Bodies(),
+            rates=Rates(),
         )
         self._http: tornado.httpserver.HTTPServer | None = None
         self.port = 0
