@@ -1,7 +1,7 @@
 """The block API: what a client sends to a blockserver, and the pack that carries many small blocks.
 
     PUT  /v1/blocks/<hash>?ns=<ns_id>      one block, any transfer encoding   -> PutVerdict
-    GET  /v1/blocks/<hash>?ns=<ns_id>      one block, whole or by Range
+    GET  /v1/blocks/<hash>?ns=<ns_id>      one block, whole or by Range (&redirect=1: 307)
     POST /v1/blocks/missing                MissingBlocks                      -> MissingResult
     POST /v1/blocks/put_pack?ns=<ns_id>    a pack                             -> PutPackResult
     POST /v1/blocks/get_pack               GetPack                            -> a pack

@@ -30,6 +30,7 @@ from wire.blocks import (
     format_frame_head,
 )
 from wire.errors import (
+    BadRequest,
     BlockCorrupt,
     BlockNotFound,
     Forbidden,
@@ -42,6 +43,7 @@ from wire.errors import (
 )
 from wire.hashes import BLOCK_BYTES, BlockHash, parse_hash
 from wire.ids import parse_ns_id
+from wire.internal import BlockPlace
 
 WRITE_BYTES = 2**20
 """What is handed to a connection at a time; the next piece waits until the client has taken it."""
@@ -63,6 +65,19 @@ _NS = Parameter(
 )
 _RANGE = Parameter("Range", "header", str, "One range of bytes; anything else means the whole block.")
 _IF_RANGE = Parameter("If-Range", "header", str, "The ETag for which alone the range is meant.")
+_REDIRECT = Parameter(
+    "redirect",
+    "query",
+    Annotated[str, Meta(pattern="^[01]$")],
+    "1: if the store can hand the block out itself, its address there is the answer. "
+    "What comes from there has been checked by nobody: compare its SHA-256.",
+)
+_ELSEWHERE = Raw(
+    "application/octet-stream",
+    "Nothing: GET the block from Location within a quarter of an hour, without a token.",
+    0,
+    (Parameter("Location", "header", str, "A signed address in the store."),),
+)
 _BLOCK = Raw(
     "application/octet-stream",
     "The block's bytes.",
@@ -152,12 +167,26 @@ class BlockHandler(_SendingHandler):
         BlockNotFound,
         BlockCorrupt,
         RangeNotSatisfiable,
-        parameters=(_HASH, _NS, _RANGE, _IF_RANGE),
-        also={206: _PART},
+        parameters=(_HASH, _NS, _REDIRECT, _RANGE, _IF_RANGE),
+        also={206: _PART, 307: _ELSEWHERE},
     )
     async def get(self, _hash: str) -> None:
-        """Hand a block out, whole or one range of it."""
+        """Hand a block out, whole or one range of it, or say where it is to be had."""
+        is_direct = self._wants_redirect()
         place = await self.downloads.get_place(self.caller, self.ns_id, self.hash)
+        if is_direct and (url := await self.downloads.find_url(self.hash, place)) is not None:
+            self.clear_header("Content-Type")
+            self.redirect(url, status=307)
+            return
+        await self._send_block(place)
+
+    def _wants_redirect(self) -> bool:
+        given = self.request.query_arguments.get("redirect", [b"0"])
+        if given not in ([b"0"], [b"1"]):
+            raise BadRequest("redirect is 0 or 1")
+        return given == [b"1"]
+
+    async def _send_block(self, place: BlockPlace) -> None:
         etag = f'"{self.hash.hex()}"'
         if_range = self.request.headers.get("If-Range")
         wanted = self.request.headers.get("Range") if if_range in (None, etag) else None

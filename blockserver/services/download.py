@@ -21,6 +21,8 @@ READ_AHEAD_BYTES = 2 * BLOCK_BYTES
 READ_AHEAD_BLOCKS = 16
 """What is read of a pack before the client has taken what comes earlier: both store threads and network are
 busy, and a pack needs no more memory than this and the block before it."""
+URL_EXPIRES_S = 900
+"""A block on a slow line; who loses the right to it keeps what is signed no longer than this."""
 _INLINE_HASH_BYTES = 64 * 1024
 """40 µs of hashing; a hop to a thread costs as much."""
 
@@ -28,10 +30,18 @@ _INLINE_HASH_BYTES = 64 * 1024
 class DownloadService:
     """Reads blocks of a namespace."""
 
-    def __init__(self, index: BlockIndex, backend: Backend, metrics: BlockMetrics):
+    def __init__(
+        self,
+        index: BlockIndex,
+        backend: Backend,
+        metrics: BlockMetrics,
+        *,
+        url_expires_s: int = URL_EXPIRES_S,
+    ):
         self._index = index
         self._backend = backend
         self._metrics = metrics
+        self._url_expires_s = url_expires_s
 
     async def list_missing(self, caller: Caller, ns_id: NsId, hashes: Sequence[BlockHash]) -> list[BlockHash]:
         """Those that the namespace has not got ready, each once, in their order."""
@@ -50,6 +60,19 @@ class DownloadService:
             self._metrics.downloaded.labels("not_found").inc()
             raise BlockNotFound
         return place
+
+    async def find_url(self, name: BlockHash, place: BlockPlace) -> str | None:
+        """A signed address of the block in the store itself; None: it has none.
+
+        Raises:
+            UpstreamUnavailable: there are no credentials to sign with now.
+        """
+        object_name = ObjectName(name, place.generation)
+        signed = await self._backend.presign_get(object_name, expires_s=self._url_expires_s)
+        if signed is None:
+            return None
+        self._metrics.downloaded.labels("redirected").inc()
+        return signed.url
 
     async def read_block(self, name: BlockHash, place: BlockPlace) -> bytes:
         """The whole block, checked.

@@ -21,7 +21,8 @@ class BlockMetrics:
         )
         self.downloaded = Counter(
             "shardbox_blocks_downloaded_total",
-            "Blocks asked for, by what became of them: sent, not_found, corrupt, unavailable, over_limit.",
+            "Blocks asked for, by what became of them: sent, redirected, not_found, corrupt, unavailable, "
+            "over_limit.",
             ["outcome"],
             registry=registry,
         )
