@@ -15,7 +15,7 @@ from runtime.bodies import ByteBudget
 from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
-from runtime.settings import read_ring
+from runtime.settings import make_rates, read_ring
 from runtime.tokens import open_verifier
 
 
@@ -44,6 +44,7 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
             downloads=DownloadService(index, backend, block_metrics),
             upload_budget=upload_budget,
             download_budget=download_budget,
+            rates=make_rates(settings),
         )
     )
 

@@ -20,11 +20,12 @@ from metaserver.services.targets import TargetService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from metaserver.settings import MetaserverSettings
+from runtime.bodies import Bodies, ByteBudget
 from runtime.metrics import ServerMetrics
 from runtime.oidc import read_linking_issuers
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
-from runtime.settings import read_ring
+from runtime.settings import make_rates, read_ring
 from runtime.tokens import TokenIssuer, open_verifier
 from sharding.metrics import ShardCollector
 from sharding.router import Router
@@ -73,6 +74,8 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
             blocks=BlockService(transactions, access),
             heads=HeadService(router),
+            bodies=Bodies(ByteBudget(settings.body_memory_bytes)),
+            rates=make_rates(settings),
             usage=UsageService(transactions, access, settings.quota_bytes),
             sessions=SessionService(transactions, access, writes, targets, hints),
             urls={

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from runtime.bodies import BODY_MEMORY_BYTES
 from runtime.settings import UrlList, VerifyingSettings
 
 
@@ -16,6 +17,8 @@ class MetaserverSettings(VerifyingSettings):
     """Private JSON Web Key Set of the access tokens; the first key signs."""
     cursor_keys_file: Path
     """Key ring of the cursors; the first key signs."""
+    body_memory_bytes: int = Field(default=BODY_MEMORY_BYTES, ge=201 * 2**20)
+    """Request bodies held at once. The largest, 150 MiB, must fit into an account's three quarters of it."""
     quota_bytes: int | None = Field(default=None, ge=0)
     """What the live files of an account may come to, unless it has a quota of its own; None: no limit."""
     map_file: Path | None = None

@@ -29,6 +29,12 @@ class ServerMetrics:
             ["route", "status"],
             registry=self.registry,
         )
+        self.refusals = Counter(
+            "shardbox_http_refusals_total",
+            "Requests refused for their size or number, or for want of room, by the error's code.",
+            ["code"],
+            registry=self.registry,
+        )
         self.request_seconds = Histogram(
             "shardbox_http_request_duration_seconds",
             "Time from a request's head to the end of its answer.",

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runtime.oidc import DEFAULT_LEEWAY_S
+from runtime.rates import BURST_PER_ACCOUNT, REQUESTS_PER_ACCOUNT_S, RateLimiter, Rates
 from wire.keys import KeyRing
 
 
@@ -60,10 +61,18 @@ class ServerSettings(BaseSettings):
 class VerifyingSettings(ServerSettings):
     """The servers that take users' tokens."""
 
+    requests_per_account_s: float = Field(default=REQUESTS_PER_ACCOUNT_S, gt=0)
+    request_burst_per_account: int = Field(default=BURST_PER_ACCOUNT, ge=1)
+    """How often an account may ask this process: on average, and at once."""
     oidc_issuers_file: Path | None = None
     """Outside issuers whose tokens are taken."""
     token_leeway_s: float = Field(default=DEFAULT_LEEWAY_S, ge=0, le=300)
     """How far an issuer's clock may be from ours."""
+
+
+def make_rates(settings: VerifyingSettings) -> Rates:
+    """The limiters of a process."""
+    return Rates(RateLimiter(settings.requests_per_account_s, settings.request_burst_per_account))
 
 
 def read_ring(path: Path) -> KeyRing:

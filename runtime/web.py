@@ -36,6 +36,8 @@ _T = TypeVar("_T")
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
+REFUSALS = (413, 415, 429, 503, 507)
+"""What is counted by its code: too much, too often, or no room."""
 MAX_INTERNAL_BODY_BYTES = 64 * 2**20
 """The targets of a whole upload session, 524,287 blocks of 80 bytes; all others are far smaller."""
 BETWEEN_REQUESTS_S = 0.05
@@ -163,6 +165,8 @@ class BaseHandler(BodyHandler):
         if not isinstance(error, ShardboxError):
             error = _from_tornado(status_code, error)
         self.set_status(error.status)
+        if error.status in REFUSALS:
+            self.metrics.refusals.labels(error.code).inc()
         if self.request_id:  # Tornado has cleared the headers
             self.set_header(REQUEST_ID_HEADER, self.request_id)
         if error.retry_after_s is not None:

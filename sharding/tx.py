@@ -26,7 +26,7 @@ from sharding.pool import GET_TIMEOUT_S, Connection, ShardPool
 from sharding.router import Router
 from sharding.shardmap import OwnershipState, Placement, ownership_keys
 from wire import faults
-from wire.errors import Overloaded, ShardUnavailable, SpansShards
+from wire.errors import Overloaded, ShardUnavailable, SpansShards, TooManyWriteOperations
 from wire.ids import NsId, slot_of
 
 _log = get_log(__name__)
@@ -38,6 +38,11 @@ DEADLINE_S = 1.8
 told to come again: a cutover takes milliseconds, and a caller is to hear within 2 s."""
 FIRST_BACKOFF_S = 0.005
 MAX_BACKOFF_S = 0.2
+
+MAX_WAITING_WRITERS = 100
+"""Of one namespace, in one process: a commit takes some 5 ms, so the last one's turn comes after half a
+second. Beyond it, whoever waits would mostly be told at the end of his time what he can be told at once."""
+RETRY_AFTER_S = 1
 
 faults.declare("sharding.tx.before_locks", "sharding.tx.before_commit", "sharding.tx.after_commit")
 
@@ -84,26 +89,49 @@ class WriterQueues:
     """
 
     def __init__(self) -> None:
-        self._locks: weakref.WeakValueDictionary[NsId, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._queues: weakref.WeakValueDictionary[NsId, _WriterQueue] = weakref.WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def turn(self, keys: Sequence[NsId]) -> AsyncGenerator[None]:
         """The turn of a writer to all these namespaces, which are in ascending order.
 
         Raises:
-            Overloaded: it did not come in time.
+            TooManyWriteOperations: so many wait already that it would not come in time, or it did not.
         """
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(GET_TIMEOUT_S):
                     for key in keys:
-                        lock = self._locks.get(key)
-                        if lock is None:
-                            lock = self._locks[key] = asyncio.Lock()
-                        await stack.enter_async_context(lock)
+                        queue = self._queues.get(key)
+                        if queue is None:
+                            queue = self._queues[key] = _WriterQueue()
+                        await queue.wait()
+                        stack.callback(queue.leave)
             except TimeoutError as error:
-                raise Overloaded("too many writers wait for this namespace; try again") from error
+                raise TooManyWriteOperations(retry_after_s=RETRY_AFTER_S) from error
             yield
+
+
+class _WriterQueue:
+    """The queue of one namespace."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+
+    async def wait(self) -> None:
+        """Take the lock, or be refused at once."""
+        if self._waiting >= MAX_WAITING_WRITERS:
+            raise TooManyWriteOperations(retry_after_s=RETRY_AFTER_S)
+        self._waiting += 1
+        try:
+            await self._lock.acquire()
+        finally:
+            self._waiting -= 1
+
+    def leave(self) -> None:
+        """Let the next one have it."""
+        self._lock.release()
 
 
 class Transactions:
@@ -142,6 +170,7 @@ class Transactions:
             ShardUnavailable: the shard does not answer or the namespace is being moved; also an unknown
                 outcome of COMMIT, which only an idempotency key makes safe to retry.
             Overloaded: a lock or a connection was not to be had in time.
+            TooManyWriteOperations: too many writers of one of the namespaces wait, in this process.
 
         Tx: READ COMMITTED; slot locks shared, ascending; then namespace locks, ascending; then ownership.
         """

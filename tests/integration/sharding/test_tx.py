@@ -9,14 +9,16 @@ import psycopg
 import pytest
 
 from sharding import pool as pool_module
+from sharding import tx as tx_module
 from sharding.pool import POOL_MAX, ShardPool
-from sharding.tx import Tx
+from sharding.tx import Tx, WriterQueues
 from tests.support.databases import FreshCluster
 from tests.support.estate import Estate
 from tests.support.proxy import CuttingProxy, cutting_proxy
 from tests.support.services import Services, User, run_services
 from wire.api import CreateFolder, ListFolder
-from wire.errors import Overloaded, ShardboxError, ShardUnavailable
+from wire.errors import Overloaded, ShardboxError, ShardUnavailable, TooManyWriteOperations
+from wire.ids import NsId
 
 TOUCH = "UPDATE ns.namespaces SET modified_us = 77 WHERE ns_id = %s"
 
@@ -285,11 +287,37 @@ async def test_writers_of_a_busy_namespace_leave_the_shard_to_the_others(service
         ]
         async with asyncio.timeout(10):
             done, _ = await asyncio.wait(writers, return_when=asyncio.FIRST_COMPLETED)
-            assert all(isinstance(task.exception(), Overloaded) for task in done)
+            errors = [task.exception() for task in done]
+            assert all(isinstance(e, TooManyWriteOperations) and e.retry_after_s for e in errors), errors
             assert (await other.write(CreateFolder(path="/free"))).verdicts[0].error is None
         await holder.rollback()
         outcomes = await asyncio.gather(*writers, return_exceptions=True)
     assert sum(not isinstance(outcome, Exception) for outcome in outcomes) >= 1
+
+
+async def test_a_queue_of_writers_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    """As many wait as may; the next one is refused at once, and each of the others gets his turn."""
+    monkeypatch.setattr(tx_module, "MAX_WAITING_WRITERS", 3)
+    queues, go_on, turns = WriterQueues(), asyncio.Event(), 0
+
+    async def write(ns_id: int = 1) -> None:
+        nonlocal turns
+        async with queues.turn([NsId(ns_id)]):
+            await go_on.wait()
+            turns += 1
+
+    waiting = [asyncio.create_task(write()) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooManyWriteOperations) as refused:
+        await write()
+    assert (refused.value.status, refused.value.retryable, refused.value.retry_after_s) == (429, True, 1)
+    waiting.append(asyncio.create_task(write(2)))  # another namespace's
+    waiting.pop(1).cancel()
+    await asyncio.sleep(0)
+    waiting.append(asyncio.create_task(write()))  # in the place of the one who has left
+    go_on.set()
+    await asyncio.gather(*waiting)
+    assert turns == 5
 
 
 async def _two_on_one_shard(services):
