@@ -96,7 +96,7 @@ class ApiDevice:
             try:
                 return await self.post(path, body, answer, key)
             except Failed as error:
-                is_final = error.status is not None and error.status < 500
+                is_final = error.status is not None and error.status < 500 and error.status != 429
                 if is_final or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.05)
