@@ -5,11 +5,13 @@ from typing import Any
 
 import tornado.web
 
-from metaserver.handlers import about, account, devices, files, internal, sessions
+from metaserver.handlers import about, account, devices, files, history, internal, search, sessions
 from metaserver.services.blocks import BlockService
 from metaserver.services.devices import DeviceService
 from metaserver.services.heads import HeadService
+from metaserver.services.history import HistoryService
 from metaserver.services.reads import ReadService
+from metaserver.services.search import SearchService
 from metaserver.services.sessions import SessionService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
@@ -33,6 +35,8 @@ class Parts:
     router: Router
     writes: WriteService
     reads: ReadService
+    history: HistoryService
+    search: SearchService
     devices: DeviceService
     blocks: BlockService
     heads: HeadService
@@ -49,6 +53,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
     user = {**plain, "verifier": parts.verifier}
     writes = {**user, "writes": parts.writes}
     reads = {**user, "reads": parts.reads}
+    searches = {**user, "search": parts.search}
     owns = {**user, "devices": parts.devices}
     service = {**plain, "service_keys": parts.service_keys}
     rows = {**service, "blocks": parts.blocks}
@@ -60,9 +65,13 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/v1/files/move", files.MoveHandler, writes),
         ("/v1/files/delete", files.DeleteHandler, writes),
         ("/v1/files/get_metadata", files.GetMetadataHandler, reads),
+        ("/v1/files/get_metadata_batch", files.GetMetadataBatchHandler, reads),
         ("/v1/files/list_folder", files.ListFolderHandler, reads),
         ("/v1/files/list_folder/continue", files.ListFolderContinueHandler, reads),
         ("/v1/files/get_block_list", files.GetBlockListHandler, reads),
+        ("/v1/files/list_revisions", history.ListRevisionsHandler, {**user, "history": parts.history}),
+        ("/v1/files/search", search.SearchHandler, searches),
+        ("/v1/files/search/continue", search.SearchContinueHandler, searches),
         ("/v1/devices/link", devices.LinkHandler, owns),
         ("/v1/devices/link_identity", devices.LinkIdentityHandler, owns),
         ("/v1/devices/refresh", devices.RefreshHandler, owns),

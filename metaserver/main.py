@@ -12,9 +12,11 @@ from metaserver.services.devices import DeviceService
 from metaserver.services.expiry import Expiry
 from metaserver.services.heads import HeadService
 from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.history import HistoryService
 from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
+from metaserver.services.search import SearchService
 from metaserver.services.sessions import SessionService
 from metaserver.services.targets import TargetService
 from metaserver.services.usage import UsageService
@@ -63,6 +65,7 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     stack.push_async_callback(relay.stop)
     writes = WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes)
     targets = TargetService(transactions, blockservers, settings.blockserver_urls, service_keys)
+    cursor_keys = read_ring(settings.cursor_keys_file)
     return make_app(
         Parts(
             metrics=metrics,
@@ -70,7 +73,9 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             service_keys=service_keys,
             router=router,
             writes=writes,
-            reads=ReadService(transactions, access, read_ring(settings.cursor_keys_file)),
+            reads=ReadService(transactions, access, cursor_keys),
+            history=HistoryService(transactions, access),
+            search=SearchService(transactions, access, cursor_keys),
             devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
             blocks=BlockService(transactions, access),
             heads=HeadService(router),

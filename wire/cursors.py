@@ -4,6 +4,7 @@ A cursor says by itself what a long-poll needs, so a notification server holds a
 login. States (docs/walkthrough.md has the picture):
 
     scanning(base, after)  ──last page──►  following(jid)
+    walking(levels)        ──last page──►  ended
 """
 
 from typing import Literal
@@ -35,14 +36,27 @@ class Following(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     jid: Jid
 
 
+class WalkLevel(msgspec.Struct, frozen=True, array_like=True):
+    """A folder on the way down, and the last name key in it that has been walked."""
+
+    folder: EntryId
+    after_key: NameKey
+
+
+class Walking(msgspec.Struct, frozen=True, array_like=True, tag="w"):
+    """Walking down a folder; `levels` from that folder on. None left: all has been told."""
+
+    levels: tuple[WalkLevel, ...]
+
+
 class Position(msgspec.Struct, frozen=True, array_like=True):
     """How far one namespace has been read.
 
-    `folder` is None for the whole namespace, else the folder whose children are listed.
+    `folder` is None for the whole namespace, else the folder whose children are listed, or that is walked.
     """
 
     ns_id: NsId
-    state: Scanning | Following
+    state: Scanning | Following | Walking
     folder: EntryId | None = None
 
 
@@ -55,12 +69,26 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     include_blocks: bool = False
 
 
+class SearchCursor(msgspec.Struct, frozen=True, array_like=True):
+    """A search's place: names of `ns_id` that hold `key`, below `folder`, looked at up to `after`."""
+
+    account_id: AccountId
+    ns_id: NsId
+    key: NameKey
+    folder: EntryId
+    after: EntryId
+    limit: int
+
+
 MAX_CURSOR_CHARS = 16_384
-"""A header of 64 KiB is refused by most proxies; 16 KiB hold a cursor of some 500 namespaces."""
+"""A header of 64 KiB is refused by most proxies; 16 KiB hold a cursor of some 500 namespaces, or a walk below
+any path that POSIX can name (4,096 bytes)."""
 
 _KIND = b"\x01"
+_SEARCH_KIND = b"\x03"
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Cursor)
+_search_decoder = msgspec.msgpack.Decoder(SearchCursor)
 
 
 def format_cursor(cursor: Cursor, keys: KeyRing) -> str:
@@ -74,14 +102,38 @@ def parse_cursor(text: str, keys: KeyRing) -> Cursor:
     Raises:
         InvalidCursor: malformed, forged, or signed under a key that is no longer in the ring.
     """
+    try:
+        return _decoder.decode(_open(_KIND, text, keys))
+    except msgspec.MsgspecError as error:
+        raise InvalidCursor("the cursor is not one of ours") from error
+
+
+def format_search_cursor(cursor: SearchCursor, keys: KeyRing) -> str:
+    """The cursor as a signed text of a kind of its own: neither is taken for the other."""
+    return sign_text(_SEARCH_KIND, _encoder.encode(cursor), keys)
+
+
+def parse_search_cursor(text: str, keys: KeyRing) -> SearchCursor:
+    """The search's place, if one of our keys signed it.
+
+    Raises:
+        InvalidCursor: as `parse_cursor`.
+    """
+    try:
+        return _search_decoder.decode(_open(_SEARCH_KIND, text, keys))
+    except msgspec.MsgspecError as error:
+        raise InvalidCursor("the cursor is not one of ours") from error
+
+
+def _open(kind: bytes, text: str, keys: KeyRing) -> bytes:
     if len(text) > MAX_CURSOR_CHARS:
         raise InvalidCursor("the cursor is too long")
     try:
-        return _decoder.decode(open_text(_KIND, text, keys))
-    except (ValueError, msgspec.MsgspecError) as error:
+        return open_text(kind, text, keys)
+    except ValueError as error:
         raise InvalidCursor("the cursor is not one of ours") from error
 
 
 def seen_jid(position: Position) -> Jid | Literal[-1]:
-    """The jid up to which a poll's holder has seen a namespace; -1 (always behind) while it still scans."""
+    """The jid up to which a poll's holder has seen a namespace; -1 (always behind) before it follows."""
     return position.state.jid if isinstance(position.state, Following) else -1

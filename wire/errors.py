@@ -84,12 +84,6 @@ class InvalidCursor(ShardboxError):
     code, status = "invalid_cursor", 400
 
 
-class UnsupportedCursor(ShardboxError):
-    """A recursive listing of a subfolder has no cursor yet."""
-
-    code, status = "recursive_subfolder_unsupported", 400
-
-
 class ListingEnded(ShardboxError):
     """A recursive listing of a folder has told all; it cannot be followed, list afresh."""
 

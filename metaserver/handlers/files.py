@@ -18,10 +18,12 @@ from wire.api import (
     Delete,
     GetBlockList,
     GetMetadata,
+    GetMetadataBatch,
     ListFolder,
     ListFolderContinue,
     ListFolderResult,
     Metadata,
+    MetadataBatch,
     Move,
     Operation,
 )
@@ -37,15 +39,16 @@ from wire.errors import (
     Forbidden,
     IdempotencyMismatch,
     InvalidCursor,
+    ListingEnded,
     MalformedId,
     MalformedPath,
     MoveIntoItself,
     NotAFolder,
     NotFound,
     QuotaExceeded,
+    TooDeep,
     TooManyEntries,
     TooManyWriteOperations,
-    UnsupportedCursor,
     error_from_info,
 )
 
@@ -171,12 +174,25 @@ class GetMetadataHandler(ReadHandler):
         self.answer(await self._reads.get_metadata(caller, self.body_as(GetMetadata).path))
 
 
+class GetMetadataBatchHandler(ReadHandler):
+    """POST /v1/files/get_metadata_batch"""
+
+    route = "files/get_metadata_batch"
+
+    @endpoint(GetMetadataBatch, MetadataBatch, TooManyEntries)
+    async def post(self) -> None:
+        """Many entries by path or id, each with its metadata or its error."""
+        caller = self.caller()
+        paths = self.body_as(GetMetadataBatch).paths
+        self.answer(await self._reads.get_metadata_batch(caller, paths))
+
+
 class ListFolderHandler(ReadHandler):
     """POST /v1/files/list_folder"""
 
     route = "files/list_folder"
 
-    @endpoint(ListFolder, ListFolderResult, *PATH_ERRORS, NotFound, NotAFolder, UnsupportedCursor)
+    @endpoint(ListFolder, ListFolderResult, *PATH_ERRORS, NotFound, NotAFolder)
     async def post(self) -> None:
         """The first page of a listing."""
         caller = self.caller()
@@ -188,7 +204,9 @@ class ListFolderContinueHandler(ReadHandler):
 
     route = "files/list_folder/continue"
 
-    @endpoint(ListFolderContinue, ListFolderResult, InvalidCursor, CursorReset, NotFound)
+    @endpoint(
+        ListFolderContinue, ListFolderResult, InvalidCursor, CursorReset, NotFound, ListingEnded, TooDeep
+    )
     async def post(self) -> None:
         """The next page of a listing, or what has changed since."""
         caller = self.caller()

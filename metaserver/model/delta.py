@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from metaserver.model.rows import Entry
 from metaserver.model.tree import TreeView
-from wire.cursors import Following, Position, Scanning
+from wire.cursors import Following, Scanning
 from wire.errors import CursorReset
 from wire.ids import EntryId, Jid
 
@@ -97,15 +97,17 @@ def after_follow(rows: Sequence[Seen], is_full: bool, head: Jid) -> Following:
     return Following(rows[-1].jid if rows and is_full else head)
 
 
-def check_position(position: Position, head: Jid, lost_ranges: Iterable[tuple[Jid, Jid]]) -> Position | None:
-    """The position, or None if its place was lost with a server, so that the reader must scan anew.
+def check_place(
+    state: Scanning | Following, head: Jid, lost_ranges: Iterable[tuple[Jid, Jid]]
+) -> Scanning | Following | None:
+    """The place, or None if it was lost with a server, so that the reader must scan anew.
 
     Raises:
         CursorReset: the namespace has never been that far.
     """
-    jid = position.state.jid if isinstance(position.state, Following) else position.state.base
+    jid = state.jid if isinstance(state, Following) else state.base
     if jid > head:
         raise CursorReset()
     if any(old_head < jid < new_start for old_head, new_start in lost_ranges):
         return None
-    return position
+    return state

@@ -1,8 +1,9 @@
 """From entries to the metadata records of the API."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from metaserver.model.rows import Entry, Kind, RevTimes
+from metaserver.model.rows import Entry, Kind, Rev, RevTimes
 from runtime.clock import format_us
 from wire.api import Metadata, Tag
 from wire.hashes import BlockHash
@@ -41,3 +42,9 @@ def present_entry(
     if blocks is not None:
         fields["blocks"] = [block.hex() for block in blocks]
     return Metadata(tag=LIVE_TAG[entry.kind], id=format_file_id(ns_id, entry.entry_id), **fields)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def present_rev(ns_id: NsId, entry: Entry, path: str, rev: Rev) -> Metadata:
+    """A version of a file; name and place are the file's own."""
+    then = replace(entry, last_jid=rev.jid, rev_jid=rev.jid, size=rev.size, content_hash=rev.content_hash)
+    return present_entry(ns_id, then, path=path, times=rev.times)

@@ -77,6 +77,17 @@ class RevTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Rev:
+    """One version of a file: the row that made it, without its blocklist."""
+
+    jid: Jid
+    entry_id: EntryId
+    size: int
+    content_hash: ContentHash
+    times: RevTimes
+
+
+@dataclass(frozen=True, slots=True)
 class JournalRow:
     """The full new state of one entry, appended by one operation."""
 

@@ -117,6 +117,15 @@ class TreeView:
             at = self.find_entry(at.parent_id)
         return None if at is None else lineage[::-1]
 
+    def list_places(self, entry: Entry) -> list[Entry] | None:
+        """The entry and its ancestors from the root's child down, dead or alive; None if one is missing."""
+        places: list[Entry] = []
+        at: Entry | None = entry
+        while at is not None and at.entry_id != ROOT_ENTRY:
+            places.append(at)
+            at = self.find_entry(at.parent_id)
+        return None if at is None else places[::-1]
+
     def find_live(self, entry_id: EntryId) -> Entry | None:
         """The entry, if neither it nor any ancestor is deleted."""
         entry = self.find_entry(entry_id)

@@ -64,7 +64,7 @@ SELECT st.head, st.level, st.lost_ranges, d.* FROM (
       LEFT JOIN ns.members m ON m.ns_id = n.ns_id AND m.account_id = %s WHERE n.ns_id = %s) st
   LEFT JOIN ({}) d ON true
 """
-_UP: LiteralString = f"""
+UP: LiteralString = f"""
   up AS (
     SELECT {ENTRY_COLUMNS} FROM ns.entries e
      WHERE e.ns_id = %s
@@ -82,28 +82,29 @@ _SCAN: LiteralString = f"""
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT e.last_jid AS row_jid, e.entry_id AS row_entry_id, {ENTRY_COLUMNS} FROM ns.entries e
      WHERE e.ns_id = %s AND e.entry_id > %s ORDER BY e.entry_id LIMIT %s
-  ), {_UP}
+  ), {UP}
 """
 _SCAN_CHILDREN: LiteralString = f"""
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT e.last_jid AS row_jid, e.entry_id AS row_entry_id, {ENTRY_COLUMNS} FROM ns.entries e
      WHERE e.ns_id = %s AND e.parent_id = %s AND e.name_key > %s AND NOT e.is_deleted
      ORDER BY e.name_key LIMIT %s
-  ), {_UP}
+  ), {UP}
 """
 _FOLLOW: LiteralString = f"""
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT j.jid AS row_jid, j.entry_id AS row_entry_id, {ENTRY_COLUMNS}
       FROM ns.server_file_journal j LEFT JOIN ns.entries e ON e.ns_id = j.ns_id AND e.entry_id = j.entry_id
      WHERE j.ns_id = %s AND j.jid > %s ORDER BY j.jid LIMIT %s
-  ), {_UP}
+  ), {UP}
 """
 _RESOLVE: LiteralString = f"""
 WITH RECURSIVE {WALK_DOWN}, page AS MATERIALIZED (
     SELECT e.last_jid AS row_jid, e.entry_id AS row_entry_id, {ENTRY_COLUMNS} FROM down e
     UNION
-    SELECT e.last_jid, e.entry_id, {ENTRY_COLUMNS} FROM ns.entries e WHERE e.ns_id = %s AND e.entry_id = %s
-  ), {_UP}
+    SELECT e.last_jid, e.entry_id, {ENTRY_COLUMNS} FROM ns.entries e
+     WHERE e.ns_id = %s AND e.entry_id = ANY(%s)
+  ), {UP}
 """
 _BLOCKLIST: LiteralString = (
     "SELECT substring(j.blocklist FROM %s FOR %s), length(j.blocklist)"
@@ -117,24 +118,24 @@ _INLINE_BYTES = MAX_INLINE_BLOCKS * DIGEST_BYTES
 
 
 class NamespaceReader:
-    """The reads of one caller in one namespace."""
+    """The reads of one caller in one namespace; those of other nouns (revs, walks) go through it too."""
 
     def __init__(self, transactions: Transactions, ns_id: NsId, account_id: AccountId):
         self._tx = transactions
-        self._ns_id = ns_id
+        self.ns_id = ns_id
         self._account_id = account_id
 
     async def list_scan(self, after: EntryId, limit: int, *, include_blocks: bool) -> Page:
         """Up to `limit` entries by primary key, deleted ones too: what is bounded is the rows looked at."""
-        params = [self._ns_id, after, limit]
-        return await self._page("scan", _SCAN, params, lambda row: row.entry_id, include_blocks)
+        params = [self.ns_id, after, limit]
+        return await self.read_page("scan", _SCAN, params, lambda row: row.entry_id, include_blocks)
 
     async def list_scan_children(
         self, folder: EntryId, after: NameKey, limit: int, *, include_blocks: bool
     ) -> Page:
         """Up to `limit` children of a folder by name key."""
-        params = [self._ns_id, folder, after, limit]
-        return await self._page(
+        params = [self.ns_id, folder, after, limit]
+        return await self.read_page(
             "scan_children",
             _SCAN_CHILDREN,
             params,
@@ -147,30 +148,33 @@ class NamespaceReader:
         self, after: Jid, limit: int, *, include_blocks: bool, folder: EntryId | None
     ) -> Page:
         """Up to `limit` journal rows above a jid, each with its entry as it is now."""
-        params = [self._ns_id, after, limit]
-        return await self._page("follow", _FOLLOW, params, lambda row: row.jid, include_blocks, folder)
+        params = [self.ns_id, after, limit]
+        return await self.read_page("follow", _FOLLOW, params, lambda row: row.jid, include_blocks, folder)
 
-    async def resolve(self, walk: Walk) -> Page:
-        """The entries along a walk and its anchor, with their ancestors."""
-        params = [*walk_params([walk], self._ns_id), self._ns_id, walk.anchor]
-        return await self._page("resolve", _RESOLVE, params, lambda row: row.entry_id, include_blocks=False)
+    async def resolve(self, walks: Sequence[Walk], ids: Sequence[EntryId] = ()) -> Page:
+        """The entries along walks, their anchors and those asked for by id, with their ancestors."""
+        wanted = sorted({*ids, *(walk.anchor for walk in walks)})
+        params = [*walk_params(walks, self.ns_id), self.ns_id, wanted]
+        return await self.read_page(
+            "resolve", _RESOLVE, params, lambda row: row.entry_id, include_blocks=False
+        )
 
     async def find_blocklist(
         self, rev: Jid, start: int, count: int
     ) -> tuple[NamespaceState, bytes, int] | None:
         """`count` blocks of a rev from index `start` on, and how many it has; None: no such rev."""
-        params = [start * DIGEST_BYTES + 1, count * DIGEST_BYTES, self._ns_id, rev]
-        state, rows = await self._read("blocklist", _BLOCKLIST, params)
+        params = [start * DIGEST_BYTES + 1, count * DIGEST_BYTES, self.ns_id, rev]
+        state, rows = await self.read_rows("blocklist", _BLOCKLIST, params)
         return (state, rows[0][0], rows[0][1] // DIGEST_BYTES) if rows else None
 
     async def list_ready_blocks(
         self, hashes: Sequence[BlockHash]
     ) -> tuple[NamespaceState, list[tuple[BlockHash, bytes, int]]]:
         """(hash, generation, size) of those blocks that the namespace holds ready."""
-        state, rows = await self._read("ready_blocks", _READY_BLOCKS, [self._ns_id, sorted(hashes)])
+        state, rows = await self.read_rows("ready_blocks", _READY_BLOCKS, [self.ns_id, sorted(hashes)])
         return state, [(BlockHash(row[0]), row[1], row[2]) for row in rows]
 
-    async def _page(
+    async def read_page(
         self,
         name: str,
         query: LiteralString,
@@ -179,21 +183,25 @@ class NamespaceReader:
         include_blocks: bool,
         folder: EntryId | None = None,
     ) -> Page:
-        """One page; a listed folder and its ancestors come with it, so that its liveness can be told."""
+        """One page of a query that ends with UP.
+
+        A listed folder and its ancestors come with it, so that its liveness can be told.
+        """
         inline = _INLINE_BYTES if include_blocks else -1
-        params = [*params, self._ns_id, folder, self._ns_id, inline, self._ns_id]
-        state, rows = await self._read(name, query, params)
+        params = [*params, self.ns_id, folder, self.ns_id, inline, self.ns_id]
+        state, rows = await self.read_rows(name, query, params)
         page = sorted((_to_page_row(row[1:]) for row in rows if row[0]), key=order)
         return Page(state, page, [to_entry(row[3:]) for row in rows if not row[0]])
 
-    async def _read(
+    async def read_rows(
         self, name: str, query: LiteralString, params: Sequence[object]
     ) -> tuple[NamespaceState, list[TupleRow]]:
+        """The namespace and the rows of a query, but for those that begin with a null."""
         rows = await self._tx.run_read(
-            self._ns_id,
+            self.ns_id,
             name,
             sql.SQL(_NAMESPACE).format(sql.SQL(query)),
-            [self._account_id, self._ns_id, *params],
+            [self._account_id, self.ns_id, *params],
         )
         if not rows:
             raise NotFound()

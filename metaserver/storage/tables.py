@@ -61,6 +61,15 @@ entries = sa.Table(
         unique=True,
         postgresql_where=sa.text("NOT is_deleted"),
     ),
+    # Deleted files by their path (ADR 0006). An edit changes none of these columns, and stays heap-only.
+    sa.Index(
+        "entries_deleted",
+        "ns_id",
+        "parent_id",
+        "name_key",
+        "entry_id",
+        postgresql_where=sa.text("is_deleted"),
+    ),
     postgresql_with={"fillfactor": 85},
 )
 

@@ -80,6 +80,8 @@ async def address(services: Services):
             router=services.router,
             writes=services.writes,
             reads=services.reads,
+            history=services.history,
+            search=services.search,
             devices=services.devices,
             blocks=services.blocks,
             heads=HeadService(services.router),

@@ -446,28 +446,28 @@ async def _between(world: World, ns_id: int) -> None:
 
 @rule("has_more goes by the head of the page's own snapshot")
 def _head_of_snapshot(patch: Patch, world: World) -> None:
-    read = listing.NamespaceReader._read
+    read = listing.NamespaceReader.read_rows
 
     async def twice(self: listing.NamespaceReader, name: str, query: Any, params: Any) -> Any:
         state, _ = await read(self, name, query, params)
-        await _between(world, self._ns_id)
+        await _between(world, self.ns_id)
         _, rows = await read(self, name, query, params)
         return state, rows
 
-    patch.setattr(listing.NamespaceReader, "_read", twice)
+    patch.setattr(listing.NamespaceReader, "read_rows", twice)
 
 
 @rule("rows and their ancestors are of one snapshot")
 def _rows_of_snapshot(patch: Patch, world: World) -> None:
-    page = listing.NamespaceReader._page
+    page = listing.NamespaceReader.read_page
 
     async def twice(self: listing.NamespaceReader, *how: Any, **more: Any) -> listing.Page:
         first = await page(self, *how, **more)
-        await _between(world, self._ns_id)
+        await _between(world, self.ns_id)
         second = await page(self, *how, **more)
         return replace(first, ancestors=second.ancestors)
 
-    patch.setattr(listing.NamespaceReader, "_page", twice)
+    patch.setattr(listing.NamespaceReader, "read_page", twice)
 
 
 @rule("ownership is of the snapshot that is read")

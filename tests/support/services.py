@@ -13,9 +13,11 @@ from metaserver.services.debts import DebtSweep
 from metaserver.services.devices import DeviceService
 from metaserver.services.expiry import Expiry
 from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.history import HistoryService
 from metaserver.services.identities import IdentityService
 from metaserver.services.reads import ReadService
 from metaserver.services.relay import Relay
+from metaserver.services.search import SearchService
 from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from runtime.rpc import ServiceClient
@@ -45,6 +47,8 @@ class Services:
     devices: DeviceService
     blocks: BlockService
     reads: ReadService
+    history: HistoryService
+    search: SearchService
     writes: WriteService
     relay: Relay
     debts: DebtSweep
@@ -153,6 +157,8 @@ async def run_services(
             devices=DeviceService(tx, access, TokenIssuer(private)),
             blocks=BlockService(tx, access),
             reads=ReadService(tx, access, keys),
+            history=HistoryService(tx, access),
+            search=SearchService(tx, access, keys),
             writes=WriteService(tx, access, HintQueue(publisher), *([clock] if clock else [])),
             relay=Relay(tx, publisher, [debts, expiry]),
             debts=debts,

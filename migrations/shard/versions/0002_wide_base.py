@@ -1,4 +1,4 @@
-"""Usage and quota, upload sessions, identities of outside issuers."""
+"""Usage and quota, deleted files by path, upload sessions, identities of outside issuers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,6 +29,13 @@ def upgrade() -> None:
         "accounts",
         sa.Column("quota_bytes", sa.BigInteger(), comment="null: the cluster's default"),
         schema="ns",
+    )
+    op.create_index(
+        "entries_deleted",
+        "entries",
+        ["ns_id", "parent_id", "name_key", "entry_id"],
+        schema="ns",
+        postgresql_where=sa.text("is_deleted"),
     )
     op.create_table(
         "usage_debts",
