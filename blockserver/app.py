@@ -6,6 +6,8 @@ import tornado.web
 
 from blockserver.handlers.blocks import BlockHandler, GetPackHandler, MissingHandler, PutPackHandler
 from blockserver.handlers.ready import ReadyHandler
+from blockserver.handlers.sessions import CompleteHandler, SignedUploadHandler, TargetsHandler
+from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
@@ -16,6 +18,7 @@ from runtime.metrics import ServerMetrics
 from runtime.rates import Rates
 from runtime.tokens import TokenVerifier
 from runtime.web import HealthHandler, InFlight, MetricsHandler, NotFoundHandler
+from wire.keys import KeyRing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,11 @@ class Parts:
     metrics: ServerMetrics
     block_metrics: BlockMetrics
     verifier: TokenVerifier
+    service_keys: KeyRing
     backend: Backend
     uploads: UploadService
     downloads: DownloadService
+    direct: DirectService
     upload_budget: ByteBudget
     download_budget: ByteBudget
     rates: Rates = field(default_factory=Rates)
@@ -46,6 +51,17 @@ def make_app(parts: Parts) -> tornado.web.Application:
             (r"/v1/blocks/put_pack", PutPackHandler, body | writes),
             (r"/v1/blocks/get_pack", GetPackHandler, body | sends),
             (r"/v1/blocks/([^/]+)", BlockHandler, body | sends | writes),
+            (r"/blocks/complete", CompleteHandler, body | {"direct": parts.direct}),
+            (
+                r"/v1/uploads/([^/]+)/([^/]*)",
+                SignedUploadHandler,
+                body | writes | {"service_keys": parts.service_keys},
+            ),
+            (
+                r"/internal/targets",
+                TargetsHandler,
+                base | {"service_keys": parts.service_keys, "direct": parts.direct},
+            ),
             (r"/healthz", HealthHandler, base),
             (
                 r"/readyz",

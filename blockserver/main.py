@@ -5,11 +5,13 @@ from contextlib import AsyncExitStack
 import tornado.web
 
 from blockserver.app import Parts, make_app
+from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.settings import BlockserverSettings
 from blockserver.storage.index import BlockIndex
+from blockserver.storage.sessions import SessionIndex
 from blockserver.stores import open_backend
 from runtime.bodies import ByteBudget
 from runtime.metrics import ServerMetrics
@@ -25,23 +27,27 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     block_metrics = BlockMetrics(metrics.registry)
     backend = open_backend(settings)
     stack.push_async_callback(backend.close)
-    metaservers = ServiceClient(
-        settings.metaserver_urls, read_ring(settings.service_keys_file), ca_file=settings.ca_file
-    )
+    service_keys = read_ring(settings.service_keys_file)
+    metaservers = ServiceClient(settings.metaserver_urls, service_keys, ca_file=settings.ca_file)
     await stack.enter_async_context(metaservers)
     index = BlockIndex(metaservers)
     upload_budget = ByteBudget(settings.block_upload_memory_bytes)
     download_budget = ByteBudget(settings.block_download_memory_bytes)
     block_metrics.held_bytes.labels("upload").set_function(lambda: upload_budget.used_bytes)
     block_metrics.held_bytes.labels("download").set_function(lambda: download_budget.used_bytes)
+    uploads = UploadService(index, backend, block_metrics)
+    sessions = SessionIndex(metaservers)
+    direct = DirectService(sessions, index, backend, uploads, upload_budget, block_metrics)
     return make_app(
         Parts(
             metrics=metrics,
             block_metrics=block_metrics,
             verifier=await open_verifier(settings, settings.token_verify_keys_file.read_bytes(), stack),
+            service_keys=service_keys,
             backend=backend,
-            uploads=UploadService(index, backend, block_metrics),
+            uploads=uploads,
             downloads=DownloadService(index, backend, block_metrics),
+            direct=direct,
             upload_budget=upload_budget,
             download_budget=download_budget,
             rates=make_rates(settings),

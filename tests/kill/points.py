@@ -28,8 +28,16 @@ from wire.hashes import BLOCK_BYTES
 
 ENTRY_POINTS = (client.cli, metaserver.main, blockserver.main, notifserver.main)
 """What declares the points of a process; importing it is enough."""
-OFFLINE = ("metaserver.accounts.", "sharding.bootstrap.")
-"""Steps of operators' commands, which no server takes: cut by their own tests."""
+ELSEWHERE = (
+    "metaserver.accounts.",
+    "sharding.bootstrap.",
+    "metaserver.sessions.",
+    "metaserver.targets.",
+    "metaserver.expiry.",
+    "blockserver.direct.",
+)
+"""Steps of operators' commands, of upload sessions and of expiry, which nothing here takes: cut by their own
+tests."""
 MakeCode = Callable[[], str]
 
 
@@ -41,7 +49,7 @@ def client_points() -> list[str]:
 def server_points() -> list[str]:
     """Every point of the servers."""
     servers = ("metaserver.", "sharding.", "blockserver.", "notifserver.")
-    return [n for n in faults.declared() if n.startswith(servers) and not n.startswith(OFFLINE)]
+    return [n for n in faults.declared() if n.startswith(servers) and not n.startswith(ELSEWHERE)]
 
 
 class ClientPoints:

@@ -43,6 +43,10 @@ class ServerProcess:
     def start(self, **settings: str) -> None:
         """Start it and wait until it is ready; `settings` are further environment variables."""
         self.start_unready(**settings)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Until it is ready."""
         wait_for(self._is_ready, f"{self.kind} ready: {self._log.read_text()[-2_000:]}")
 
     def start_unready(self, **settings: str) -> None:

@@ -22,7 +22,8 @@ from wire.ids import slot_of, slot_of_digest
 
 assert blockserver.main
 pytestmark = pytest.mark.xdist_group("blockserver faults")  # they share their servers
-POINTS = [name for name in faults.declared() if name.startswith("blockserver.")]
+UPLOADS = ("blockserver.upload.", "blockserver.object.")
+POINTS = [name for name in faults.declared() if name.startswith(UPLOADS)]
 DROPS = "blockserver.object.before_delete"
 MENDS = ["blockserver.object.before_replace", "blockserver.object.after_replace"]
 
