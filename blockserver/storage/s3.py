@@ -31,7 +31,8 @@ HEALTH_CACHE_S = 3.0
 """A probe every second from several balancers is one HEAD in three seconds."""
 MAX_LISTED = 1_000
 """What S3 lists at a time."""
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 16 * 1024
+"""The deadline is looked at between two pieces, each of which may come as slowly as it likes."""
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 _CONTENT_TYPE = "application/octet-stream"
 

@@ -205,8 +205,9 @@ Mood = Literal["well", "mute", "slow", "refusing", "gone"]
 class MoodyProxy:
     """A TCP proxy before a store.
 
-    well: passes everything on. mute: takes requests and never answers. slow: passes 2 kB/s back. refusing:
-    answers every request with `answer`. gone: cuts every connection at once.
+    well: passes everything on. mute: takes requests and never answers. slow: passes 20 kB/s back. refusing:
+    answers every request with `answer` and hangs up. gone: cuts every connection at once. A connection
+    keeps the mood that it was made in; `set` cuts those that are open.
     """
 
     def __init__(self, url: str):
@@ -215,14 +216,14 @@ class MoodyProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.mood: Mood = "well"
         self.answer = canned("503 Slow Down", "SlowDown")
-        self.requests = 0
+        self.connections = 0
         self._is_closed = threading.Event()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
 
     def set(self, mood: Mood) -> None:
-        """Change; connections that are kept open are cut, so that the next request meets the new mood."""
+        """Change, and cut what is open, so that the next request meets the new mood."""
         self.mood = mood
         for each in list(self._open):
             _cut(each)
@@ -249,18 +250,19 @@ class MoodyProxy:
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)
+        self.connections += 1
+        mood = self.mood
         with client, contextlib.suppress(OSError):
-            if self.mood == "mute":
+            if mood == "mute":
                 while client.recv(65536):
                     pass
-            elif self.mood == "refusing":
+            elif mood == "refusing":
                 self._refuse(client)
-            elif self.mood != "gone":
+            elif mood != "gone":
                 with socket.create_connection(self._server) as server:
                     self._open.add(server)
-                    self._start(self._pass_back, server, client)
+                    self._start(self._pass_back, server, client, mood == "slow")
                     while data := client.recv(65536):
-                        self.requests += data.count(b" HTTP/1.1\r\n")
                         server.sendall(data)
                     _cut(server)
 
@@ -270,18 +272,17 @@ class MoodyProxy:
             if not (data := client.recv(65536)):
                 return
             head += data
-        self.requests += 1
         client.sendall(self.answer)
         client.shutdown(socket.SHUT_WR)
         while client.recv(65536):  # until the client has read it and goes
             pass
 
-    def _pass_back(self, server: socket.socket, client: socket.socket) -> None:
+    def _pass_back(self, server: socket.socket, client: socket.socket, is_slow: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := server.recv(200 if self.mood == "slow" else 65536):
+            while data := server.recv(200 if is_slow else 65536):
                 client.sendall(data)
-                if self.mood == "slow":
-                    self._is_closed.wait(0.1)
+                if is_slow:
+                    self._is_closed.wait(0.01)
             client.shutdown(socket.SHUT_RDWR)
 
 

@@ -1,17 +1,24 @@
 """Blocks in and out through a real blockserver and a real metaserver, in a folder and in an S3 store."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from client.account import link
+from client.folder import Folder
+from client.session import sync_folder
+from client.sync import Options
 from tests.integration.blockserver.client import BlockClient, object_names, object_paths, pack_of
 from tests.integration.blockserver.servers import Stack
 from tests.support.s3 import running_rclone
+from tests.support.waiting import wait_until
 from wire.blocks import FrameStatus, format_frame_head
 from wire.errors import ErrorBody
 from wire.hashes import BLOCK_BYTES, block_hash
@@ -294,3 +301,81 @@ async def test_term_lets_an_upload_finish(ada: BlockClient):
     assert '"drain_timeout"' not in server.log_text()
     server.start()
     assert (await ada.get(data))[1] == data
+
+
+async def test_a_block_from_the_store_itself(ada: BlockClient, bob: BlockClient):
+    """Where the store has addresses of its own; a folder has none, and the block comes as ever."""
+    data = os.urandom(100_000)
+    assert await ada.put(data) is None
+    url = f"{ada.url(data)}&redirect=1"
+    async with ada.stack.http.get(url, headers=ada.auth, allow_redirects=False) as answer:
+        assert answer.status == (307 if ada.stack.s3 else 200)
+        if ada.stack.s3:
+            location = answer.headers["Location"]
+            assert location.startswith(ada.stack.s3.url)
+            async with ada.stack.http.get(location) as direct:
+                assert (direct.status, await direct.read()) == (200, data)
+            async with ada.stack.http.get(location, headers={"Range": "bytes=10-19"}) as direct:
+                assert (direct.status, await direct.read()) == (206, data[10:20])
+    async with ada.stack.http.get(url, headers=ada.auth) as answer:
+        assert (answer.status, await answer.read()) == (200, data)
+    # The right is asked for as ever.
+    async with ada.stack.http.get(url, headers=bob.auth, allow_redirects=False) as answer:
+        assert answer.status in (403, 404)
+    async with ada.stack.http.get(f"{bob.url(data)}&redirect=1", headers=bob.auth) as answer:
+        assert answer.status == 404
+    async with ada.stack.http.get(f"{ada.url(data)}&redirect=yes", headers=ada.auth) as answer:
+        assert answer.status == 400
+
+
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+async def test_a_store_that_is_down_costs_nothing_but_time(ada: BlockClient):
+    store = ada.stack.s3
+    assert store is not None
+    data, other = os.urandom(1_000), os.urandom(1_000)
+    assert await ada.put(data) is None
+    store.kill()
+    began_s = time.monotonic()
+    error = await ada.put(other)
+    assert error is not None
+    assert (error.code, error.retryable) == ("upstream_unavailable", True)
+    status, body, answer = await ada.get(data)
+    assert (status, answer.headers["Retry-After"]) == (503, "1")
+    assert msgspec.json.decode(body, type=ErrorBody).error.code == "upstream_unavailable"
+    assert [f.status for f in await ada.get_pack([data])] == [FrameStatus.UNAVAILABLE]
+    assert time.monotonic() - began_s < DEADLINE_S / 2
+    assert await ada.missing(data, other) == [block_hash(other).hex()]
+
+    async def readiness() -> int:
+        async with ada.stack.http.get(f"{ada.stack.blockserver.url}/readyz") as answer:
+            return answer.status
+
+    async def is_unready() -> bool:
+        return await readiness() == 503
+
+    await wait_until(is_unready, "the blockserver to say so")
+    store.start()
+    assert await readiness() == 200
+    assert await ada.put(other) is None
+    assert (await ada.get(data))[1] == data
+    assert (await ada.get(other))[1] == other
+    assert store.secret_key not in ada.stack.blockserver.log_text()
+
+
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+async def test_two_devices_sync_through_it(stored: Stack, tmp_path: Path):
+    ada = await stored.new_user()
+    places = [Folder(tmp_path / name) for name in ("a", "b")]
+    for place in places:
+        code = await stored.services.devices.make_code(ada.caller.account_id)
+        with contextlib.closing(place.create()) as state:
+            await link(state, stored.http, url=stored.metaserver.url, code=code, device_name="laptop")
+    tree = {"Docs/a.txt": b"small", "Docs/deep/large.bin": os.urandom(BLOCK_BYTES + 5), "empty": b""}
+    for path, content in tree.items():
+        (tmp_path / "a" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / path).write_bytes(content)
+    before = stored.objects()
+    for place in places:
+        await sync_folder(place, Options())
+    assert {path: (tmp_path / "b" / path).read_bytes() for path in tree} == tree
+    assert len(stored.objects() - before) == 3
