@@ -7,8 +7,10 @@ import psycopg
 import pytest
 
 from metaserver.services import expiry as module
+from metaserver.storage.expiry import UPLOAD_SESSIONS
 from tests.support.databases import FreshCluster
 from tests.support.services import Services, User
+from wire import faults
 from wire.ids import MAX_COUNT, NsId, make_ns_id, slot_of
 
 
@@ -130,3 +132,35 @@ async def test_it_rests_between_readings(services: Services, user: User, home: p
     await insert_session(home, user.root_ns, "1 second")
     assert not await services.expiry.step(shard)
     assert len(await values(home, "SELECT 1 FROM ns.upload_sessions")) == 1
+
+
+class Cut(BaseException):
+    """The process is killed here."""
+
+
+@pytest.mark.parametrize(("point", "left"), [("listed", 3), ("deleted", 2)])
+async def test_what_one_leaves_the_next_one_takes(
+    services: Services, user: User, home: psycopg.AsyncConnection, point: str, left: int
+):
+    for _ in range(3):
+        await insert_session(home, user.root_ns, "1 second")
+
+    def fault_point(name: str) -> None:
+        if name == f"metaserver.expiry.{point}" and services.expiry._places[shard].index == sessions:
+            raise Cut(name)
+
+    shard = shard_of(user)
+    sessions = [table for table, _ in module.LIVES].index(UPLOAD_SESSIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DELETED_AT_ONCE", 1)
+        patch.setattr(module.faults, "fault_point", fault_point)
+        with pytest.raises(Cut):
+            await services.expiry.run(shard)
+    assert len(await values(home, "SELECT 1 FROM ns.upload_sessions")) == left
+    await module.Expiry(services.tx).run(shard)
+    assert await values(home, "SELECT 1 FROM ns.upload_sessions") == []
+
+
+def test_every_point_is_cut():
+    points = {name for name in faults.declared() if name.startswith("metaserver.expiry.")}
+    assert points == {"metaserver.expiry.listed", "metaserver.expiry.deleted"}
