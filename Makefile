@@ -11,7 +11,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-journal test-kill check fmt docs bench bench-sync lock
+.PHONY: help setup run down test test-journal test-kill test-restore check fmt docs bench bench-sync lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -54,6 +54,9 @@ test-journal: $(INSTALLED) ## 10,000 random histories of the journal; writes bui
 
 test-kill: $(INSTALLED) ## Kill everything in turn during syncs; writes build/test/kill.json
 	$(BIN)/python -m tests.kill
+
+test-restore: $(INSTALLED) ## Lose a shard and the directory, and restore them; writes build/test/restore.json
+	$(BIN)/python -m tests.restore
 
 bench: bench-sync ## Run all benchmarks
 

@@ -14,13 +14,17 @@ import msgspec
 
 from client.calls import Calls, discover
 from client.state import State
-from wire.api import Discovery, LinkDevice, RefreshAccess
+from wire.api import AccessGranted, Discovery, LinkDevice, RefreshAccess
+from wire.errors import InvalidRefreshToken
 from wire.faults import declare, fault_point
 from wire.ids import NsId, parse_ns_id
 
 declare("client.account.link_sent", "client.account.refresh_sent")
 
 _TOKEN_BYTES = 32
+KEPT_TOKENS = 48
+"""Refresh tokens that are kept after their use, one for each hour of syncing. A server that was restored to a
+moment of the last two days knows one of them still."""
 RENEW_BEFORE_S = 120
 """Tokens live an hour; two minutes leave room for a slow request and a clock that is a little off."""
 
@@ -54,20 +58,37 @@ class Account:
             following = secrets.token_urlsafe(_TOKEN_BYTES)
             with state.tx("token"):
                 state.put_fact("next_refresh_token", following)
-        granted = await self.calls.refresh(
-            RefreshAccess(
-                device_id=state.get_fact("device_id"),
-                refresh_token=state.get_fact("refresh_token"),
-                next_refresh_token=following,
-            )
-        )
+        token, granted = await self._refresh(following)
         fault_point("client.account.refresh_sent")
         with state.tx("token"):
+            # What is newer than the one that was taken is lost to the server, and of no use any more.
+            used = [state.get_fact("refresh_token"), *self._former_tokens()]
+            kept = used[used.index(token) :][:KEPT_TOKENS]
+            state.put_fact("former_refresh_tokens", " ".join(kept))
             state.put_fact("refresh_token", following)
             state.put_fact("next_refresh_token", None)
             _put_access(state, granted.access_token, granted.expires_in)
         self._token = granted.access_token
         self._good_until = float(state.get_fact("access_until"))
+
+    async def _refresh(self, following: str) -> tuple[str, AccessGranted]:
+        """A new access token, and the refresh token that it was given for.
+
+        A server that does not know our newest token has lost it, and knows an older one as the newest. (One
+        that does know it is never sent an older one, which it would take for stolen.)
+        """
+        device_id, older = self._state.get_fact("device_id"), self._former_tokens()
+        for token in (self._state.get_fact("refresh_token"), *older):
+            request = RefreshAccess(device_id=device_id, refresh_token=token, next_refresh_token=following)
+            try:
+                return token, await self.calls.refresh(request)
+            except InvalidRefreshToken:
+                if not older or token == older[-1]:
+                    raise
+        raise AssertionError("the last one is taken or refused")
+
+    def _former_tokens(self) -> list[str]:
+        return (self._state.find_fact("former_refresh_tokens") or "").split()
 
     async def rediscover(self) -> None:
         """Learn which servers there are by now; the old ones stay known when nobody answers."""
@@ -125,6 +146,7 @@ async def link(
         for name, value in facts.items():
             state.put_fact(name, value)
         state.put_fact("link_code", None)
+        state.put_fact("former_refresh_tokens", None)
         state.put_fact("link_request", None)
         _put_access(state, linked.access_token, linked.expires_in)
 

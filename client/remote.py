@@ -13,7 +13,7 @@ from client.settle import detach
 from client.state import State
 from wire.api import MAX_PAGE_ENTRIES, ListFolderResult, Metadata, Tag
 from wire.errors import CursorReset, InvalidCursor, ShardboxError
-from wire.ids import parse_rev
+from wire.ids import LOST_IDS, parse_rev
 from wire.names import check_name
 
 PAGE_ENTRIES = MAX_PAGE_ENTRIES
@@ -51,9 +51,24 @@ class Remote:
                 with self._state.tx("page"):
                     self._state.put_fact("cursor", None)
                 continue
+            if self._has_jumped(page):
+                with self._state.tx("page"):
+                    self._state.put_fact("cursor", None)
+                continue
             self._stage(page, is_first=cursor is None or page.restarted)
             if not page.has_more:
                 return
+
+    def _has_jumped(self, page: ListFolderResult) -> bool:
+        """Whether the server was restored since our place, which was old enough to simply go on from.
+
+        What we have sent after that place may be among what the server has lost, and a follow does not tell
+        of what is not there: only a new listing does. No device is that far behind by itself.
+        """
+        seen = self._state.find_fact("cursor_jid")
+        if self.cursor is None or page.restarted or seen is None or page.jid == 0:
+            return False
+        return page.jid - int(seen) >= LOST_IDS and self._state.find_fact("is_new_listing") is None
 
     def _stage(self, page: ListFolderResult, *, is_first: bool) -> None:
         state = self._state

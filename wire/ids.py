@@ -28,6 +28,9 @@ COUNT_BITS = 51
 MAX_SLOTS = 1 << SLOT_BITS
 MAX_COUNT = (1 << COUNT_BITS) - 1
 ROOT_ENTRY = EntryId(0)
+LOST_IDS = 1 << 32
+"""How far a namespace's jids and entry ids jump when its shard is restored: as many as 10,000 changes a
+second make in five days. As they have 63 bits, a namespace can be restored two thousand million times."""
 
 ACCOUNT_RANDOM_BYTES = 18
 DEVICE_RANDOM_BYTES = 16

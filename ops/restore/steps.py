@@ -26,11 +26,8 @@ from sharding.directory import Connection, load_map_sync
 from sharding.locks import SETUP_LOCK_CLASS, SLOT_LOCK_CLASS
 from sharding.shardmap import OwnershipState
 from wire import faults
-from wire.ids import MAX_COUNT, NsId, slot_of, system_ns
+from wire.ids import LOST_IDS, MAX_COUNT, NsId, slot_of, system_ns
 
-LOST_IDS = 2**32
-"""How far heads and entry ids jump: as many as 10,000 changes a second make in five days. As jids have 63
-bits, a namespace can be restored two thousand million times."""
 LOST_COUNTS = 2**20
 """How far a slot's count jumps: a million accounts made in one slot since the moment restored to."""
 

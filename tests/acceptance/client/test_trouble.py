@@ -31,6 +31,7 @@ from tests.acceptance.client.trouble import (
 from tests.support.waiting import wait_for
 from wire.api import Batch, CreateFolder, Move
 from wire.hashes import BLOCK_BYTES
+from wire.ids import LOST_IDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
@@ -222,6 +223,23 @@ def test_what_a_server_has_lost_is_sent_again(accounts: Accounts, pair: Pair) ->
     settle(*pair)
     wanted = {"old": b"edited", "late": None, "late/f": b"late", "late/g": b"late too"}
     assert a.tree() == b.tree() == wanted
+
+
+def test_what_was_sent_after_an_old_place_and_lost_is_sent_again(accounts: Accounts, pair: Pair) -> None:
+    a, b = pair
+    a.write("old", "old")
+    settle(*pair)
+    ns_id, shard = home_of(accounts, a)
+    old_head = a.status().jid
+    a.write("late", "late")
+    # Acknowledged, and not read back: the cursor is from before what the server loses, and simply goes on.
+    assert a.run("sync", fault="client.state.verdicts_after").returncode < 0
+    assert a.status().jid == old_head
+    with accounts.cluster.connect(shard) as conn:
+        lose_since(conn, ns_id, old_head, jump=LOST_IDS)
+    settle(*pair)
+    assert a.tree() == b.tree()
+    assert b.tree()["late"] == b"late"
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", None])

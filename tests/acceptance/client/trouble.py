@@ -68,7 +68,7 @@ def shards_of(cluster: DevCluster) -> list[str]:
         return [row[0] for row in conn.execute("SELECT name FROM shards ORDER BY name")]
 
 
-def lose_since(conn: psycopg.Connection, ns_id: int, old_head: int) -> None:
+def lose_since(conn: psycopg.Connection, ns_id: int, old_head: int, jump: int = 1000) -> None:
     """What a restore without the newest rows does: they are gone, and the namespace has jumped.
 
     Of the rows that are lost only those that made an entry may be there: nothing else is undone.
@@ -77,9 +77,9 @@ def lose_since(conn: psycopg.Connection, ns_id: int, old_head: int) -> None:
         conn.execute("DELETE FROM ns.entries WHERE ns_id = %s AND created_jid > %s", [ns_id, old_head])
         conn.execute("DELETE FROM ns.server_file_journal WHERE ns_id = %s AND jid > %s", [ns_id, old_head])
         conn.execute(
-            "UPDATE ns.namespaces SET head = head + 1000, next_entry_id = next_entry_id + 1000,"
-            " lost_ranges = lost_ranges || ARRAY[%s::bigint, head + 1000] WHERE ns_id = %s",
-            [old_head, ns_id],
+            "UPDATE ns.namespaces SET head = head + %(jump)s, next_entry_id = next_entry_id + %(jump)s,"
+            " lost_ranges = lost_ranges || ARRAY[%(old)s::bigint, head + %(jump)s] WHERE ns_id = %(ns)s",
+            {"jump": jump, "old": old_head, "ns": ns_id},
         )
 
 

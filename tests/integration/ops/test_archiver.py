@@ -59,11 +59,13 @@ def test_cut_short_it_leaves_no_segment_and_the_next_try_succeeds(place: Path):
     os.mkfifo(place / "slow")  # cp waits for a writer that never comes
     command = archive_settings(place / "archive-wal", place / "wal")["archive_command"]
     line = command.replace("%p", str(place / "slow")).replace("%f", NAME)
-    with subprocess.Popen(["sh", "-c", line], start_new_session=True) as child:
-        with (place / "slow").open("wb") as writer:
-            writer.write(b"half")
-            writer.flush()
-            os.killpg(child.pid, signal.SIGKILL)
+    with (
+        subprocess.Popen(["sh", "-c", line], start_new_session=True) as child,
+        (place / "slow").open("wb") as writer,
+    ):
+        writer.write(b"half")
+        writer.flush()
+        os.killpg(child.pid, signal.SIGKILL)
     assert not (place / "wal" / NAME).exists()
     assert archive(place).returncode == 0
     assert (place / "wal" / NAME).stat().st_size == 100_000

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from ops.postgres import PgServer
-from ops.restore.steps import LOST_COUNTS, LOST_IDS, Step
+from ops.restore.steps import LOST_COUNTS, Step
 from sharding.shardmap import OwnershipState
 from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster, PgServers, drop_database
@@ -23,6 +23,7 @@ from wire.api import CreateFolder, LinkDevice, ListFolder, RefreshAccess
 from wire.errors import InvalidRefreshToken, ShardUnavailable
 from wire.hashes import block_hash
 from wire.ids import (
+    LOST_IDS,
     MAX_COUNT,
     NsId,
     parse_file_id,
