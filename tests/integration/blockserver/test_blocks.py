@@ -316,7 +316,7 @@ async def test_a_block_from_the_store_itself(ada: BlockClient, bob: BlockClient)
             async with ada.stack.http.get(location) as direct:
                 assert (direct.status, await direct.read()) == (200, data)
             async with ada.stack.http.get(location, headers={"Range": "bytes=10-19"}) as direct:
-                assert (direct.status, await direct.read()) == (206, data[10:20])
+                assert await direct.read() == data[10:20]  # under a status that is this store's affair
     async with ada.stack.http.get(url, headers=ada.auth) as answer:
         assert (answer.status, await answer.read()) == (200, data)
     # The right is asked for as ever.
