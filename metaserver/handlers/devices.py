@@ -42,7 +42,7 @@ class LinkHandler(DeviceHandler):
     limit_bytes = SMALL_BODY_BYTES
     needs_token = False
 
-    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, TooManyEntries)
+    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, InvalidRefreshToken, TooManyEntries)
     async def post(self) -> None:
         """Use a link code up."""
         self.answer(await self._devices.link(self.body_as(LinkDevice)))
@@ -53,7 +53,7 @@ class LinkIdentityHandler(DeviceHandler):
 
     route = "devices/link_identity"
 
-    @endpoint(LinkIdentity, LinkedDevice, Forbidden, TooManyEntries)
+    @endpoint(LinkIdentity, LinkedDevice, Forbidden, InvalidRefreshToken, TooManyEntries)
     async def post(self) -> None:
         """Link a device to the account that the token's holder stands for."""
         caller = self.caller()

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
+import psycopg
+
 from sharding.pool import Connection
+from wire.errors import InvalidRefreshToken
 from wire.ids import DeviceId, NsId
 
 CURRENT, NEXT, USED = "c", "n", "u"
@@ -99,11 +102,18 @@ async def revoke_device(conn: Connection, root_ns: NsId, device_id: DeviceId) ->
 async def insert_token(
     conn: Connection, root_ns: NsId, token_hash: bytes, device_id: DeviceId, state: str
 ) -> None:
-    """Remember a refresh token."""
-    await conn.execute(
-        "INSERT INTO ns.refresh_tokens (ns_id, token_hash, device_id, state) VALUES (%s, %s, %s, %s)",
-        [root_ns, token_hash, device_id, state],
-    )
+    """Remember a refresh token.
+
+    Raises:
+        InvalidRefreshToken: it is one already, perhaps another device's.
+    """
+    try:
+        await conn.execute(
+            "INSERT INTO ns.refresh_tokens (ns_id, token_hash, device_id, state) VALUES (%s, %s, %s, %s)",
+            [root_ns, token_hash, device_id, state],
+        )
+    except psycopg.errors.UniqueViolation as error:
+        raise InvalidRefreshToken("the refresh token is not a new one") from error
 
 
 async def find_token_state(

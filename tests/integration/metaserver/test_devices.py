@@ -19,7 +19,7 @@ from wire.errors import (
     NotFound,
     Unauthenticated,
 )
-from wire.ids import DeviceId, NsId, format_device_id
+from wire.ids import AccountId, DeviceId, NsId, format_device_id
 from wire.internal import DeviceCaller
 
 HOLDS_WITHIN_S = 10.0
@@ -69,6 +69,15 @@ async def test_a_code_makes_one_device(services: Services, fresh_cluster: FreshC
             with pytest.raises(InvalidLinkCode):
                 await other.devices.link(different)
     assert len(await services.devices.list_devices(account.account_id)) == 1
+
+
+async def test_a_refresh_token_is_one_device_s(services: Services):
+    device, refresh_token = await linked(services)
+    code = await services.devices.make_code(AccountId(device.account_id))
+    with pytest.raises(InvalidRefreshToken):
+        await services.devices.link(request_of(code, refresh_token=refresh_token))
+    assert len(await services.devices.list_devices(AccountId(device.account_id))) == 1
+    await services.devices.link(request_of(code))  # the code has not been used up
 
 
 async def test_one_of_many_gets_the_device(services: Services, fresh_cluster: FreshCluster):
