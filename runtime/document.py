@@ -41,6 +41,9 @@ REQUEST_ID = Parameter(
     Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$")],
     "Names the request in the servers' logs.",
 )
+OWN_REQUEST_ID = Parameter(
+    REQUEST_ID_HEADER, "header", str, "An id for this request; one of another form than ours is replaced."
+)
 RETRY_AFTER = Parameter(
     "Retry-After", "header", Annotated[int, Meta(ge=0)], "Seconds to wait before the next try."
 )
@@ -61,7 +64,7 @@ class Operation:
 
     @property
     def operation_id(self) -> str:
-        """Unique: the words of the path; before them the method, if not the usual one, and a missing version."""
+        """Unique: the words of the path, after the method if it is not POST, and after a missing version."""
         words = re.findall(r"[a-z]+", self.path.removeprefix("/v1"))
         before = [] if self.method == "post" else [self.method]
         if not self.path.startswith("/v1/") and self.tag != "server":
@@ -86,8 +89,8 @@ class Operation:
 
     @property
     def parameters(self) -> list[Parameter]:
-        """All of them, one request header of every address first."""
-        return [REQUEST_ID, *(p for kind in self.kinds for p in kind.parameters), *self.mark.parameters]
+        """All of them, the one of every address first."""
+        return [OWN_REQUEST_ID, *(p for kind in self.kinds for p in kind.parameters), *self.mark.parameters]
 
     @property
     def errors(self) -> list[type[ShardboxError]]:
