@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,11 +11,21 @@ import pytest
 
 from ops.errors import EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE
 from ops.readiness import http_status
-from tests.support.dev import DevCluster
+from tests.restore.course import SHORT, run_course
+from tests.restore.drill import Report
+from tests.support.databases import PgServers
+from tests.support.dev import DevCluster, running_cluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 SERVERS = ("metaserver-1", "metaserver-2", "blockserver", "notifserver")
+
+
+@pytest.fixture(scope="module")
+def dev_cluster(pg_servers: PgServers, own_passfile: None) -> Iterator[DevCluster]:
+    """Every process of a cluster, which archives its logs."""
+    with running_cluster(is_archiving=True) as cluster:
+        yield cluster
 
 
 def shardctl(cluster: DevCluster, *args: str) -> "subprocess.CompletedProcess[str]":
@@ -92,6 +103,17 @@ def test_the_number_of_metaservers_can_be_changed_and_the_shards_cannot(dev_clus
 
     done = shardctl(dev_cluster, "dev", "up", "--shards", "3")
     assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
+
+
+async def test_a_lost_shard_and_a_lost_directory_come_back(dev_cluster: DevCluster, tmp_path: Path) -> None:
+    report = Report()
+
+    await run_course(dev_cluster, tmp_path, report, SHORT)
+
+    assert report.is_clean, report
+    assert report.came_back_from_disk == 5, report
+    assert report.other_shards_acked > 10
+    assert shardctl(dev_cluster, "backup", "list").stdout.count("shard-1") == 1
 
 
 def test_down_ends_the_servers_before_their_databases_and_up_brings_the_data_back(
