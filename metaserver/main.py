@@ -64,7 +64,9 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     relay.start()
     stack.push_async_callback(relay.stop)
     writes = WriteService(transactions, access, hints, quota_bytes=settings.quota_bytes)
-    targets = TargetService(transactions, blockservers, settings.blockserver_urls, service_keys)
+    targets = TargetService(
+        transactions, blockservers, settings.told(settings.blockserver_urls), service_keys
+    )
     cursor_keys = read_ring(settings.cursor_keys_file)
     return make_app(
         Parts(
@@ -84,9 +86,9 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             usage=UsageService(transactions, access, settings.quota_bytes),
             sessions=SessionService(transactions, access, writes, targets, hints),
             urls={
-                "metaservers": settings.metaserver_urls,
-                "blockservers": settings.blockserver_urls,
-                "notifservers": settings.notifserver_urls,
+                "metaservers": settings.told(settings.metaserver_urls),
+                "blockservers": settings.told(settings.blockserver_urls),
+                "notifservers": settings.told(settings.notifserver_urls),
             },
         )
     )

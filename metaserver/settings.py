@@ -29,3 +29,9 @@ class MetaserverSettings(VerifyingSettings):
     """Where this server reaches them for upload targets; none: at `blockserver_urls`."""
     notifserver_urls: UrlList = Field(default_factory=list)
     """Also told of every commit."""
+    public_url: str | None = None
+    """Of a balancer in front of all servers; clients are told it instead of the servers' own addresses."""
+
+    def told(self, urls: list[str]) -> list[str]:
+        """What clients are told of servers at these addresses."""
+        return urls if self.public_url is None else [self.public_url]

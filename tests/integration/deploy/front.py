@@ -97,6 +97,7 @@ async def running_front(cluster: FreshCluster, folder: Path) -> AsyncIterator[Fr
             "SHARDBOX_DIRECTORY_DSN": cluster.directory_dsn,
             "SHARDBOX_TOKEN_KEYS_FILE": str(folder / "private.json"),
             "SHARDBOX_NOTIFSERVER_URLS": f"http://127.0.0.1:{notif_port}",
+            "SHARDBOX_PUBLIC_URL": f"http://127.0.0.1:{ports[4]}",
         }
         block_env = {
             "SHARDBOX_TOKEN_VERIFY_KEYS_FILE": str(folder / "public.json"),

@@ -23,6 +23,7 @@ from wire.hashes import block_hash
 from wire.ids import AccountId
 
 pytestmark = pytest.mark.xdist_group("front")
+KINDS = ("metaservers", "blockservers", "notifservers")
 HOLDS_WITHIN_S = 10.0
 CLIENT, STRANGER = "127.0.0.7", "127.0.0.8"
 
@@ -144,7 +145,8 @@ async def test_requests_are_balanced_and_told_where_they_come_from(front: Front)
                 request_id = f"balanced-{number}-{secrets.token_hex(4)}"
                 headers = forged | {"X-Request-Id": request_id}
                 async with http.get(url + "/.well-known/shardbox", headers=headers) as answer:
-                    assert answer.status == 200
+                    told = await answer.json()
+                    assert [told[kind] for kind in KINDS] == [[url]] * 3
                 seen.append(front.seen(request_id))
             assert Counter(seen) == {(server.url, CLIENT): 3 for server in front.metaservers}
         # Past the proxy nobody is believed but the proxy.
