@@ -3,9 +3,7 @@
 from blockserver.settings import StoreSettings
 from blockserver.storage.backend import Backend
 from blockserver.storage.folder import BlockFolder
-from blockserver.storage.s3 import S3Bucket
-from blockserver.storage.s3_client import S3Options
-from blockserver.storage.threads import S3_CONNECTIONS, FolderBackend, S3Backend
+from blockserver.storage.threads import FolderBackend
 
 
 def open_backend(settings: StoreSettings) -> Backend:
@@ -13,6 +11,10 @@ def open_backend(settings: StoreSettings) -> Backend:
     if settings.block_store == "folder":
         assert settings.block_dir is not None  # the settings refuse this
         return FolderBackend(BlockFolder(settings.block_dir, min_free_bytes=settings.block_min_free_bytes))
+    # boto3 takes half a second and 25 MB, which whoever keeps a folder need not spend.
+    from blockserver.storage.s3 import S3Backend
+    from blockserver.storage.s3_client import S3Options
+
     assert settings.s3_bucket is not None
     options = S3Options(
         bucket=settings.s3_bucket,
@@ -25,4 +27,4 @@ def open_backend(settings: StoreSettings) -> Backend:
         is_direct=settings.s3_direct,
         is_verifying=settings.s3_verifies_checksums,
     )
-    return S3Backend(S3Bucket(options, max_connections=S3_CONNECTIONS))
+    return S3Backend(options)

@@ -20,6 +20,7 @@ from blockserver.storage.backend import (
 from blockserver.storage.keys import format_object, format_staged, parse_object
 from blockserver.storage.s3_client import DEADLINE_S, S3Options, make_client
 from blockserver.storage.s3_errors import domain_errors
+from blockserver.storage.threads import OTHER_THREADS, ThreadedBackend
 from wire.errors import UpstreamUnavailable
 from wire.hashes import BLOCK_BYTES, BlockHash
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef
     from typing_extensions import Buffer  # in collections.abc from Python 3.12 on
 
+THREADS = 32
+"""For writes, and as many for reads: a request waits 10 to 50 ms for a store's answer and costs 1 to 2 ms of
+this process's one core, so more threads would only queue for that."""
+CONNECTIONS = 2 * THREADS + OTHER_THREADS
+"""One for each thread."""
 HEALTH_CACHE_S = 3.0
 """A probe every second from several balancers is one HEAD in three seconds."""
 MAX_LISTED = 1_000
@@ -234,3 +240,15 @@ def _check_deadline(deadline_s: float) -> None:
 
 def _checksum(name: BlockHash) -> str:
     return b64encode(name).decode()
+
+
+class S3Backend(ThreadedBackend):
+    """`Backend` over a bucket."""
+
+    def __init__(self, options: S3Options):
+        super().__init__(
+            S3Bucket(options, max_connections=CONNECTIONS),
+            write_threads=THREADS,
+            read_threads=THREADS,
+            deadline_s=DEADLINE_S,
+        )

@@ -7,8 +7,6 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from blockserver.storage.backend import Attested, ObjectName, SignedRequest, StagedName, StoredObject
 from blockserver.storage.folder import BlockFolder
-from blockserver.storage.s3 import S3Bucket
-from blockserver.storage.s3_client import DEADLINE_S
 from wire.errors import UpstreamUnavailable
 
 _P = ParamSpec("_P")
@@ -20,12 +18,7 @@ FOLDER_WRITE_THREADS = 16
 by 8, 4,600 by 16, 3,800 by 32."""
 FOLDER_READ_THREADS = 8
 """Apart from the writes, so that nobody's download waits behind a pack of 1,000 fsyncs."""
-S3_THREADS = 32
-"""For writes, and as many for reads: a request waits 10 to 50 ms for a store's answer and costs 1 to 2 ms of
-this process's one core, so more threads would only queue for that."""
-_OTHER_THREADS = 2
-S3_CONNECTIONS = 2 * S3_THREADS + _OTHER_THREADS
-"""One for each thread."""
+OTHER_THREADS = 2
 
 
 class BlockingStore(Protocol):
@@ -90,7 +83,7 @@ class ThreadedBackend:
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="block-write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="block-read")
         # What needs no transfer, and the question whether the store is well, wait behind nobody's blocks.
-        self._others = ThreadPoolExecutor(_OTHER_THREADS, thread_name_prefix="block-other")
+        self._others = ThreadPoolExecutor(OTHER_THREADS, thread_name_prefix="block-other")
 
     async def put(self, name: ObjectName, data: Data) -> None:
         """See `Backend.put`."""
@@ -185,10 +178,3 @@ class FolderBackend(ThreadedBackend):
             read_threads=FOLDER_READ_THREADS,
             deadline_s=None,
         )
-
-
-class S3Backend(ThreadedBackend):
-    """`Backend` over a bucket."""
-
-    def __init__(self, bucket: S3Bucket):
-        super().__init__(bucket, write_threads=S3_THREADS, read_threads=S3_THREADS, deadline_s=DEADLINE_S)
