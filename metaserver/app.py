@@ -76,6 +76,7 @@ def make_app(parts: Parts) -> tornado.web.Application:
         ("/v1/devices/link_identity", devices.LinkIdentityHandler, owns),
         ("/v1/devices/refresh", devices.RefreshHandler, owns),
         ("/v1/devices/list", devices.ListDevicesHandler, owns),
+        ("/v1/devices/current", devices.CurrentHandler, owns),
         ("/v1/devices/revoke", devices.RevokeHandler, owns),
         ("/v1/account/usage", account.UsageHandler, {**user, "usage": parts.usage}),
         ("/files/upload_session", sessions.OpenUploadHandler, uploads),

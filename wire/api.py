@@ -410,6 +410,15 @@ class DeviceList(msgspec.Struct, frozen=True):
     devices: list[Device]
 
 
+class CurrentDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom the access token stands for; `device_id` is None for one of an outside issuer."""
+
+    account_id: str
+    device_id: str | None
+    display_name: str
+    root_ns: str
+
+
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`{}`."""
 

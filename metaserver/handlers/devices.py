@@ -8,6 +8,7 @@ from runtime.bodies import SMALL_BODY_BYTES
 from runtime.openapi import endpoint
 from wire.api import (
     AccessGranted,
+    CurrentDevice,
     DeviceList,
     Empty,
     LinkDevice,
@@ -84,6 +85,20 @@ class ListDevicesHandler(DeviceHandler):
         caller = self.caller()
         self.body_as(Empty)
         self.answer(DeviceList(await self._devices.list_own(caller)))
+
+
+class CurrentHandler(DeviceHandler):
+    """POST /v1/devices/current"""
+
+    route = "devices/current"
+    limit_bytes = SMALL_BODY_BYTES
+
+    @endpoint(Empty, CurrentDevice)
+    async def post(self) -> None:
+        """Whom the access token stands for."""
+        caller = self.caller()
+        self.body_as(Empty)
+        self.answer(await self._devices.describe_own(caller))
 
 
 class RevokeHandler(DeviceHandler):

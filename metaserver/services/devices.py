@@ -13,7 +13,15 @@ from metaserver.storage.accounts import Account, AccountState, find_account
 from runtime.tokens import ACCESS_TOKEN_S, TokenIssuer
 from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
-from wire.api import AccessGranted, Device, LinkDevice, LinkedDevice, LinkIdentity, RefreshAccess
+from wire.api import (
+    AccessGranted,
+    CurrentDevice,
+    Device,
+    LinkDevice,
+    LinkedDevice,
+    LinkIdentity,
+    RefreshAccess,
+)
 from wire.errors import (
     BadRequest,
     DeviceRevoked,
@@ -254,6 +262,16 @@ class DeviceService:
             root_ns=format_ns_id(account.root_ns),
             access_token=self._issue(DeviceCaller(account.account_id, device_id)),
             expires_in=ACCESS_TOKEN_S,
+        )
+
+    async def describe_own(self, caller: Caller) -> CurrentDevice:
+        """The caller's account and device."""
+        who = await self._access.identify(caller)
+        return CurrentDevice(
+            account_id=who.account_id,
+            device_id=who.device_id,
+            display_name=who.display_name,
+            root_ns=format_ns_id(who.root_ns),
         )
 
     def _issue(self, caller: DeviceCaller) -> str:
