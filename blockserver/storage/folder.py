@@ -44,8 +44,8 @@ declare(
     "blockserver.object.before_link",
     "blockserver.object.after_link",
     "blockserver.object.after_dir_sync",
-    "blockserver.object.before_replace",
-    "blockserver.object.after_replace",
+    "blockserver.mend.before_rename",
+    "blockserver.mend.after_rename",
     "blockserver.object.before_delete",
 )
 
@@ -247,9 +247,9 @@ def _link(temporary: Path, place: Path) -> None:
 
 
 def _rename(temporary: Path, place: Path) -> None:
-    fault_point("blockserver.object.before_replace")
+    fault_point("blockserver.mend.before_rename")
     temporary.replace(place)
-    fault_point("blockserver.object.after_replace")
+    fault_point("blockserver.mend.after_rename")
 
 
 def _write_file(path: Path, data: bytes | bytearray | memoryview) -> None:

@@ -35,9 +35,10 @@ ELSEWHERE = (
     "metaserver.targets.",
     "metaserver.expiry.",
     "blockserver.direct.",
+    "blockserver.mend.",
 )
-"""Steps of operators' commands, of upload sessions and of expiry, which nothing here takes: cut by their own
-tests."""
+"""Steps of operators' commands, of upload sessions, of expiry and of mending, which nothing here takes: cut
+by their own tests."""
 MakeCode = Callable[[], str]
 
 
@@ -64,6 +65,8 @@ class ClientPoints:
         self._a, self._b = folder / "point a", folder / "point b"
         for device in (self._a, self._b):
             link_folder(url, make_code(), device)
+        (self._a / "left out").mkdir()
+        (self._a / "left out" / "f").write_text("left out on b while a point is cut\n")
         self._change()
         self._settle()
 
@@ -73,6 +76,8 @@ class ClientPoints:
         token.touch()
         fault = f"{point}@{token}"
         self._change()
+        self._tell_b("exclude", "add", "left out", fault=fault)
+        self._tell_b("config", "set", "limit-up", "none", fault=fault)
         for device in (self._a, self._b, self._a):
             if token.exists():
                 self._expire_access(device)
@@ -84,6 +89,7 @@ class ClientPoints:
             token.unlink()
         else:
             self._report.client_fault_points += 1
+        self._tell_b("exclude", "remove", "left out")
         self._settle()
         if read_tree(self._a) != read_tree(self._b):
             self._report.trees_equal = False
@@ -105,6 +111,14 @@ class ClientPoints:
             self._report.trees_equal = False
             self._report.notes.append(f"{fault}: a new device's tree differs")
         shutil.rmtree(new)
+
+    def _tell_b(self, *args: str, fault: str = "") -> None:
+        """A command beside the sync of b; given again if it was cut."""
+        for env in ({"SHARDBOX_FAULT": fault} if fault else {}, {}):
+            done = run_command(CLIENT, *args, "--folder", str(self._b), env=env)
+            if done.returncode == 0:
+                return
+            assert done.returncode < 0, done.stderr
 
     def _settle(self) -> None:
         for device in (self._a, self._b) * 2:

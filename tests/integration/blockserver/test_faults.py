@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 import blockserver.main  # declares every fault point
-from tests.integration.blockserver.client import BlockClient, object_names, pack_of
+from tests.integration.blockserver.client import BlockClient, object_names, object_paths, pack_of
 from tests.integration.blockserver.servers import Stack
 from tests.support.databases import PgServers
 from wire import faults
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("blockserver faults")  # they share their s
 UPLOADS = ("blockserver.upload.", "blockserver.object.")
 POINTS = [name for name in faults.declared() if name.startswith(UPLOADS)]
 DROPS = "blockserver.object.before_delete"
-MENDS = ["blockserver.object.before_replace", "blockserver.object.after_replace"]
+MENDS = [name for name in faults.declared() if name.startswith("blockserver.mend.")]
 
 
 async def cut(client: BlockClient, *blocks: bytes) -> None:
@@ -48,7 +48,7 @@ def leftovers(stack: Stack) -> list[str]:
     return [p.name for p in (stack.folder / "blocks" / "writing").rglob("*") if p.suffix != ".lock"]
 
 
-@pytest.mark.parametrize("point", [p for p in POINTS if p not in (DROPS, *MENDS)])
+@pytest.mark.parametrize("point", [p for p in POINTS if p != DROPS])
 async def test_killed_at_any_step_and_tried_again(stack: Stack, point: str):
     client = BlockClient(stack, await stack.new_user())
     # One block by itself, or a pack.
@@ -67,6 +67,26 @@ async def test_killed_at_any_step_and_tried_again(stack: Stack, point: str):
     await assert_what_is_ready_is_there(client, *blocks)
     # An object too many may be left for the sweep, never one too few.
     assert all(1 <= len(object_names(stack, data)) <= 2 for data in blocks)
+
+
+@pytest.mark.parametrize("point", MENDS)
+async def test_killed_while_it_mends(stack: Stack, point: str):
+    """The damaged object or the right one lies there, and the next try puts it right."""
+    client = BlockClient(stack, await stack.new_user())
+    data = os.urandom(3_000)
+    assert await client.put(data) is None
+    (place,) = object_paths(stack, data)
+    place.write_bytes(b"damaged")
+    stack.blockserver.kill()
+    stack.blockserver.start(SHARDBOX_FAULT=point)
+    await cut(client, data)
+    assert stack.blockserver.wait() == -signal.SIGKILL
+    stack.blockserver.start()
+    assert len(leftovers(stack)) == 1
+    assert place.read_bytes() in (b"damaged", data)
+    assert await client.put(data) is None
+    assert (await client.get(data))[:2] == (200, data)
+    assert object_paths(stack, data) == [place]
 
 
 async def test_killed_before_it_drops_its_own(stack: Stack):

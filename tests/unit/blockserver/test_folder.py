@@ -20,8 +20,8 @@ from wire.hashes import BLOCK_BYTES, block_hash
 DATA = bytes(range(256)) * 5_000
 NAME = ObjectName(block_hash(DATA), b"generation-one--")
 OTHER = ObjectName(block_hash(DATA), b"generation-two--")
-REPLACING = ["blockserver.object.before_replace", "blockserver.object.after_replace"]
-POINTS = [n for n in faults.declared() if n.startswith("blockserver.object.") and n not in REPLACING]
+REPLACING = ["blockserver.mend.before_rename", "blockserver.mend.after_rename"]
+POINTS = [name for name in faults.declared() if name.startswith("blockserver.object.")]
 DIES_BEFORE_LINK = {"before_write", "half_written", "before_link"}
 REPOSITORY = Path(__file__).parents[3]
 
@@ -122,7 +122,7 @@ def test_killed_while_it_mends(tmp_path: Path, point: str):
     try:
         folder.put(NAME, b"damaged")
         assert run_writer(root, point, "replace") == -signal.SIGKILL
-        assert folder.get(NAME) == (DATA if point.endswith("after_replace") else b"damaged")
+        assert folder.get(NAME) == (DATA if point.endswith("after_rename") else b"damaged")
         assert run_writer(root, "", "replace") == 0
         assert folder.get(NAME) == DATA
         assert [f for f in files_of(root / "writing") if not f.endswith(".lock")] == []
