@@ -46,7 +46,9 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
             service_keys=service_keys,
             backend=backend,
             uploads=uploads,
-            downloads=DownloadService(index, backend, block_metrics),
+            downloads=DownloadService(
+                index, backend, block_metrics, url_expires_s=settings.block_url_expires_s
+            ),
             direct=direct,
             upload_budget=upload_budget,
             download_budget=download_budget,
