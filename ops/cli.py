@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from ops.commands import backup, blocks, dev, device, identity, restore, user
+from ops.commands import backup, blocks, cluster, dev, device, identity, restore, user
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
@@ -28,6 +28,7 @@ app = typer.Typer(
     ),
 )
 app.add_typer(dev.app, name="dev")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(user.app, name="user")
 user.app.add_typer(identity.app, name="identity")
 app.add_typer(device.app, name="device")

@@ -1,6 +1,7 @@
 """What an embedded cluster needs before anything can be started: its record, keys and data folders."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
@@ -14,12 +15,12 @@ from ops.ports import reserve_port
 from ops.postgres import PgServer, make_password, read_passfile, write_passfile
 from ops.restore.work import work_of
 from ops.specs import (
+    CURSOR_KEYS,
     DIRECTORY,
+    SERVICE_KEYS,
+    TOKEN_KEYS,
+    TOKEN_VERIFY_KEYS,
     ClusterRecord,
-    cursor_keys_file,
-    service_keys_file,
-    token_keys_file,
-    token_verify_keys_file,
 )
 from runtime.tokens import generate_keys
 from wire.keys import KeyRing
@@ -88,14 +89,21 @@ def ensure_record(
 
 def ensure_keys(layout: DevLayout) -> None:
     """Make the keys that are not there yet."""
-    for path in (service_keys_file(layout), cursor_keys_file(layout)):
+    ensure_key_files(layout.secrets)
+
+
+def ensure_key_files(folder: Path) -> list[Path]:
+    """The key files of a cluster, those made that are not there yet."""
+    service, cursor = folder / SERVICE_KEYS, folder / CURSOR_KEYS
+    for path in (service, cursor):
         if not path.exists():
             write_file(path, KeyRing.generate())
-    private, public = token_keys_file(layout), token_verify_keys_file(layout)
+    private, public = folder / TOKEN_KEYS, folder / TOKEN_VERIFY_KEYS
     if not (private.exists() and public.exists()):
         private_keys, public_keys = generate_keys()
         write_file(public, public_keys)
         write_file(private, private_keys)
+    return [service, cursor, private, public]
 
 
 def ensure_archives(layout: DevLayout, names: list[str], user: OsUser) -> None:

@@ -16,6 +16,8 @@ from ops.processes import PRIVATE_UMASK
 from ops.programs import PgPrograms
 
 DIRECTORY = "directory"
+SERVICE_KEYS, CURSOR_KEYS = "service-keys.json", "cursor-keys.json"
+TOKEN_KEYS, TOKEN_VERIFY_KEYS = "token-keys.json", "token-verify-keys.json"
 DRAIN_S = 5
 """How long a server of the embedded cluster may take to drain: its clients are on the same machine."""
 SERVER_GRACE_S = DRAIN_S + 5.0
@@ -205,19 +207,19 @@ def server_specs(layout: DevLayout, record: ClusterRecord, directory_dsn: str) -
 
 def service_keys_file(layout: DevLayout) -> Path:
     """The key ring that servers know one another by."""
-    return layout.secrets / "service-keys.json"
+    return layout.secrets / SERVICE_KEYS
 
 
 def cursor_keys_file(layout: DevLayout) -> Path:
     """The key ring that signs cursors."""
-    return layout.secrets / "cursor-keys.json"
+    return layout.secrets / CURSOR_KEYS
 
 
 def token_keys_file(layout: DevLayout) -> Path:
     """The private key set that signs access tokens."""
-    return layout.secrets / "token-keys.json"
+    return layout.secrets / TOKEN_KEYS
 
 
 def token_verify_keys_file(layout: DevLayout) -> Path:
     """Its public twin."""
-    return layout.secrets / "token-verify-keys.json"
+    return layout.secrets / TOKEN_VERIFY_KEYS
