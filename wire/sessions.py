@@ -26,6 +26,8 @@ from wire.internal import Caller
 
 SESSION_LIFE_S = 7 * 24 * 3_600
 """Long enough for the largest file over a slow line with pauses; then what was begun is forgotten."""
+MAX_OPEN_SESSIONS = 1_000
+"""Of one account in one namespace, not committed: each may keep a block list of up to 16 MB for a week."""
 MAX_TARGETS = 1_000
 """Targets of one answer: 4 GB of blocks, and some 600 KB of addresses. For more, ask again."""
 MAX_COMPLETE_HASHES = 1_000

@@ -20,6 +20,7 @@ from wire.errors import (
     NotAFolder,
     NotFound,
     QuotaExceeded,
+    TooManyEntries,
     UploadSessionCommitted,
     UploadSessionNotFound,
 )
@@ -62,6 +63,7 @@ class OpenUploadHandler(SessionHandler):
         MalformedPath,
         DisallowedName,
         ContentMismatch,
+        TooManyEntries,
         UploadSessionNotFound,
         UploadSessionCommitted,
     )

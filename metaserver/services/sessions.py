@@ -65,6 +65,7 @@ from wire.names import check_name, format_child
 from wire.sessions import (
     MAX_COMPLETE_HASHES,
     MAX_METADATA_BLOCKS,
+    MAX_OPEN_SESSIONS,
     SESSION_LIFE_S,
     CommittedFile,
     CommitUpload,
@@ -120,6 +121,7 @@ class SessionService:
             MalformedPath, DisallowedName, ContentMismatch, BadRequest: a name or content that cannot be.
             UploadSessionNotFound: expired, another account's, or never there.
             UploadSessionCommitted: it has been used up.
+            TooManyEntries: the account has too many open sessions.
             UpstreamUnavailable: no blockserver answers; the session may be there.
         """
         who = await self._access.identify(caller)
@@ -147,6 +149,10 @@ class SessionService:
         async def insert(tx: Tx) -> datetime:
             require_write(await find_level(tx.conn, key.ns_id, key.account_id))
             await _require_folder(tx.conn, key.ns_id, plan.parent_id)
+            if await rows.count_open(tx.conn, key, MAX_OPEN_SESSIONS) >= MAX_OPEN_SESSIONS:
+                raise TooManyEntries(
+                    f"an account has at most {MAX_OPEN_SESSIONS} open uploads in a namespace"
+                )
             return await rows.insert_session(tx.conn, key, plan, blocks, SESSION_LIFE_S)
 
         expires_at = await self._tx.run_tx([key.ns_id], "open_upload", insert, kind=TxKind.FENCE_ONLY)

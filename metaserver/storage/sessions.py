@@ -124,6 +124,18 @@ async def insert_session(
     return expires_at
 
 
+async def count_open(conn: Connection, key: SessionKey, up_to: int) -> int:
+    """How many sessions the account has begun in the namespace that are neither committed nor expired."""
+    cursor = await conn.execute(
+        "SELECT count(*) FROM (SELECT FROM ns.upload_sessions WHERE ns_id = %s AND account_id = %s"
+        " AND commit_digest IS NULL AND expires_at > now() LIMIT %s) found",
+        [key.ns_id, key.account_id, up_to],
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 async def lock_session(conn: Connection, key: SessionKey) -> SessionRow | None:
     """A session, its row locked; None if it is not there, another's, or expired."""
     cursor = await conn.execute(f"{SESSION} FOR UPDATE", key.params, binary=True)

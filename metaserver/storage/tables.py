@@ -124,6 +124,13 @@ upload_sessions = sa.Table(
     sa.Column("expires_at", Timestamp, nullable=False),
     sa.Column("commit_digest", BYTEA, comment="SHA-256 of the commit that used it up"),
     sa.Column("commit_answer", BYTEA, comment="its answer, as msgpack"),
+    # Those that are committed are many, and what is counted is the others.
+    sa.Index(
+        "upload_sessions_open",
+        "ns_id",
+        "account_id",
+        postgresql_where=sa.text("commit_digest IS NULL"),
+    ),
 )
 
 upload_targets = sa.Table(

@@ -73,6 +73,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("ns_id", "session_id"),
         schema="ns",
     )
+    op.create_index(
+        "upload_sessions_open",
+        "upload_sessions",
+        ["ns_id", "account_id"],
+        schema="ns",
+        postgresql_where=sa.text("commit_digest IS NULL"),
+    )
     op.create_table(
         "upload_targets",
         sa.Column("ns_id", sa.BigInteger(), autoincrement=False, nullable=False),

@@ -23,7 +23,7 @@ from wire.grants import UPLOADS_PATH, UploadGrant, format_upload_url, parse_gran
 from wire.hashes import BLOCK_BYTES, MAX_FILE_BYTES, block_hash, content_hash
 from wire.ids import format_file_id, format_rev, format_upload_id, parse_rev, parse_upload_id
 from wire.keys import KeyRing
-from wire.sessions import MAX_COMPLETE_HASHES, MAX_TARGETS
+from wire.sessions import MAX_COMPLETE_HASHES, MAX_OPEN_SESSIONS, MAX_TARGETS
 
 assert metaserver.main
 pytestmark = pytest.mark.xdist_group("uploads")
@@ -424,6 +424,26 @@ async def test_a_long_list_is_told_in_parts(ada: Uploader):
     assert codes == ["block_not_found"] * MAX_COMPLETE_HASHES
     for hashes in ([], [*exact.block_list, draft.block_list[0]]):
         assert await code(ada.complete(session.upload_id, *hashes)) == "too_many_entries"
+
+
+async def test_open_sessions_are_bounded(ada: Uploader):
+    draft = Draft(b"")
+    first = await ada.open(draft.opening())
+    _, session_id = parse_upload_id(first.upload_id)
+    sql(
+        ada,
+        "INSERT INTO ns.upload_sessions SELECT ns_id, decode(md5(n::text), 'hex'), account_id, parent_id,"
+        " file_name, file_size, content_hash, blocklist, expires_at, NULL, NULL"
+        " FROM ns.upload_sessions, generate_series(3, %s) n WHERE session_id = %s",
+        MAX_OPEN_SESSIONS,
+        session_id,
+    )
+    await ada.open(draft.opening())
+    assert await code(ada.open(draft.opening())) == "too_many_entries"
+    await ada.open(draft.opening(upload_id=first.upload_id))
+    await ada.commit(commit_body(first.upload_id, draft))
+    await ada.open(draft.opening())
+    assert await code(ada.open(draft.opening())) == "too_many_entries"
 
 
 async def test_only_blocks_of_the_session_can_be_completed(ada: Uploader):
