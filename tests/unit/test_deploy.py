@@ -13,6 +13,7 @@ from blockserver.settings import BlockserverSettings
 from metaserver.settings import MetaserverSettings
 from notifserver.main import SPARE_FILES
 from notifserver.settings import NotifserverSettings
+from ops.specs import CURSOR_KEYS, SERVICE_KEYS, TOKEN_KEYS, TOKEN_VERIFY_KEYS
 from runtime.process import CLOSE_TIMEOUT_S
 from runtime.settings import ServerSettings
 
@@ -91,6 +92,8 @@ def test_the_settings_of_the_examples_are_taken(kind: str, monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
     settings = KINDS[kind]()  # type: ignore[call-arg]
     told = {name.removeprefix("SHARDBOX_").lower() for name in given if name.startswith("SHARDBOX_")}
+    files_named = {Path(value).name for name, value in given.items() if name.endswith("_KEYS_FILE")}
+    assert files_named <= {SERVICE_KEYS, CURSOR_KEYS, TOKEN_KEYS, TOKEN_VERIFY_KEYS}
     # What the shared file says may be nothing to one kind; what the kind's own says must be.
     own = (DEPLOY / "env" / f"{kind}.env").read_text()
     named = set(re.findall(r"^#? ?SHARDBOX_(\w+)=", own, re.MULTILINE))
