@@ -14,6 +14,7 @@ from wire.api import (
     BatchResult,
     BlockList,
     CommitFile,
+    Copy,
     CreateFolder,
     Delete,
     GetBlockList,
@@ -26,6 +27,7 @@ from wire.api import (
     MetadataBatch,
     Move,
     Operation,
+    Restore,
 )
 from wire.errors import (
     BlocksAbsent,
@@ -151,6 +153,28 @@ class DeleteHandler(SingleWriteHandler):
     async def post(self) -> None:
         """Delete a file, or a folder with all below it."""
         await self.write_one(Delete)
+
+
+class CopyHandler(SingleWriteHandler):
+    """POST /v1/files/copy"""
+
+    route = "files/copy"
+
+    @endpoint(Copy, Metadata, *CONFLICTS, MoveIntoItself, TooManyEntries, QuotaExceeded)
+    async def post(self) -> None:
+        """Copy a file, or a folder with all that lives in it."""
+        await self.write_one(Copy)
+
+
+class RestoreHandler(SingleWriteHandler):
+    """POST /v1/files/restore"""
+
+    route = "files/restore"
+
+    @endpoint(Restore, Metadata, *CONFLICTS, TooManyEntries, QuotaExceeded)
+    async def post(self) -> None:
+        """Make an earlier version of a file its current one, or bring a deleted file back."""
+        await self.write_one(Restore)
 
 
 class ReadHandler(UserHandler):

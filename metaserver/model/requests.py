@@ -1,16 +1,18 @@
 """From operations as they come over the wire to requests that the rules understand."""
 
-from metaserver.model.rows import Content
-from metaserver.model.write import (
+from metaserver.model.operations import (
     CommitRequest,
+    CopyRequest,
     CreateFolderRequest,
     DeleteRequest,
     MoveRequest,
     Request,
+    RestoreRequest,
     Target,
 )
+from metaserver.model.rows import Content
 from runtime.clock import parse_time_us
-from wire.api import CommitFile, CreateFolder, Delete, Move, Operation, WriteMode
+from wire.api import CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore, WriteMode
 from wire.errors import BadRequest, ContentMismatch
 from wire.hashes import MAX_FILE_BYTES, ContentHash, block_count, content_hash, parse_hash
 from wire.ids import Jid, NsId, parse_rev
@@ -31,11 +33,14 @@ def parse_operation(operation: Operation, root_ns: NsId) -> tuple[NsId, Request]
             ns_id, target = _target(operation.path, root_ns)
             return ns_id, CreateFolderRequest(target, operation.autorename)
         case Move():
-            ns_id, source = _target(operation.from_path, root_ns)
-            to_ns, target = _target(operation.to_path, root_ns)
-            if to_ns != ns_id:
-                raise BadRequest("a move stays inside one namespace")
+            ns_id, source, target = _two_targets(operation, root_ns)
             return ns_id, MoveRequest(source, target, operation.autorename)
+        case Copy():
+            ns_id, source, target = _two_targets(operation, root_ns)
+            return ns_id, CopyRequest(source, target, operation.autorename)
+        case Restore():
+            ns_id, target = _target(operation.path, root_ns)
+            return ns_id, RestoreRequest(target, _rev_in(operation.rev, ns_id))
         case Delete():
             ns_id, target = _target(operation.path, root_ns)
             rev_jid = None if operation.parent_rev is None else _rev_in(operation.parent_rev, ns_id)
@@ -69,6 +74,14 @@ def _parse_commit(operation: CommitFile, root_ns: NsId) -> tuple[NsId, CommitReq
 def _target(path: str, root_ns: NsId) -> tuple[NsId, Target]:
     ns_id, anchor, names = parse_target(path, root_ns)
     return ns_id, Target(anchor, names)
+
+
+def _two_targets(operation: Move | Copy, root_ns: NsId) -> tuple[NsId, Target, Target]:
+    ns_id, source = _target(operation.from_path, root_ns)
+    to_ns, target = _target(operation.to_path, root_ns)
+    if to_ns != ns_id:
+        raise BadRequest("a move or copy stays inside one namespace")
+    return ns_id, source, target
 
 
 def _rev_in(text: str, ns_id: NsId) -> Jid:

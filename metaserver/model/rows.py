@@ -22,6 +22,7 @@ class JournalOp(StrEnum):
     FOLDER = "f"
     MOVE = "m"
     DELETE = "d"
+    RESTORE = "r"
 
 
 class Level(StrEnum):
@@ -69,6 +70,15 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class SameContent:
+    """The content of another rev of this namespace: time and blocks are taken over from its row."""
+
+    size: int
+    content_hash: ContentHash
+    rev_jid: Jid
+
+
+@dataclass(frozen=True, slots=True)
 class RevTimes:
     """When a file's current content was made, by its device's clock and by ours."""
 
@@ -96,7 +106,7 @@ class JournalRow:
     entry: Entry
     prev_jid: Jid | None
     old_path: str | None = None
-    content: Content | None = None
+    content: Content | SameContent | None = None
 
 
 ROOT = Entry(

@@ -4,12 +4,18 @@ Looking at something that has not been loaded raises NeedRows; the service loads
 rules stay pure, and still nobody reads a whole tree.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from metaserver.model.rows import ROOT, Entry
+from metaserver.model.changes import Changes
+from metaserver.model.rows import ROOT, Entry, Kind, Rev
+from wire.errors import TooManyEntries
 from wire.ids import ROOT_ENTRY, EntryId, Jid
 from wire.names import NameKey, name_key
+
+MAX_ROWS_BELOW = 50_000
+"""Rows that the copies of one batch look at, also those of folders that turn out to be too large; the last
+folder may go beyond it. Some 0.3 s under the namespace's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +34,18 @@ class NeedRows(Exception):
         *,
         ids: Iterable[EntryId] = (),
         walks: Iterable[Walk] = (),
+        revs: Iterable[Jid] = (),
         changed_after: Jid | None = None,
+        below: EntryId | None = None,
+        owing: EntryId | None = None,
     ):
         super().__init__()
         self.ids = tuple(ids)
         self.walks = tuple(walks)
+        self.revs = tuple(revs)
         self.changed_after = changed_after
+        self.below = below
+        self.owing = owing
 
 
 class TreeView:
@@ -42,11 +54,15 @@ class TreeView:
     def __init__(self) -> None:
         self._by_id: dict[EntryId, Entry | None] = {ROOT_ENTRY: ROOT}
         self._by_place: dict[tuple[EntryId, NameKey], EntryId | None] = {}
-        # Folders whose children are all known: those that this request made.
+        # Live children, as far as they are known; all of them are in the folders that this request has made,
+        # and in those that were loaded whole.
+        self._children: dict[EntryId, set[EntryId]] = {}
         self._complete: set[EntryId] = set()
-        self._changed_after: dict[Jid, set[EntryId]] = {}
-        # By jid: the live entries that changed after it, with all above them.
-        self._touched_after: dict[Jid, set[EntryId]] = {}
+        self._too_large: set[EntryId] = set()
+        self._below_count = 0
+        self._revs: dict[Jid, Rev | None] = {}
+        self._owing: dict[EntryId, bool] = {}
+        self._changes: Changes | None = None
 
     # ---- Loading
 
@@ -60,6 +76,7 @@ class TreeView:
                 self._by_id[entry.entry_id] = entry
                 if not entry.is_deleted:
                     self._by_place.setdefault((entry.parent_id, entry.name_key), entry.entry_id)
+                    self._children.setdefault(entry.parent_id, set()).add(entry.entry_id)
         for entry_id in ids:
             self._by_id.setdefault(entry_id, None)
         for walk in walks:
@@ -73,12 +90,28 @@ class TreeView:
     def load_changed(self, after: Jid, rows: Iterable[Entry]) -> None:
         """Take in every entry that changed after a jid; what this request has changed counts as well."""
         self.load(rows)
-        self._changed_after[after] = {
-            entry_id
-            for entry_id, entry in self._by_id.items()
-            if entry is not None and entry.last_jid > after
-        }
-        self._touched_after.pop(after, None)
+        self._changes = Changes(after)
+        for entry in list(self._by_id.values()):
+            if entry is not None and entry.last_jid > after:
+                self._changes.add(self.list_lineage(entry) or ())
+
+    def load_below(self, folder_id: EntryId, rows: Sequence[Entry], *, is_all: bool) -> None:
+        """Take in all that lives below a folder, or with `is_all` False so much of it that it is too much."""
+        self._below_count += len(rows)
+        if not is_all:
+            self._too_large.add(folder_id)
+            return
+        self.load(rows)
+        self._complete |= {folder_id, *(row.entry_id for row in rows if row.kind is Kind.FOLDER)}
+
+    def load_revs(self, asked: Iterable[Jid], revs: Mapping[Jid, Rev]) -> None:
+        """Take in revs; those that did not come are known absent."""
+        for jid in asked:
+            self._revs[jid] = revs.get(jid)
+
+    def load_owing(self, folder_id: EntryId, is_owing: bool) -> None:
+        """Take in whether a deleted folder owes."""
+        self._owing[folder_id] = is_owing
 
     # ---- Looking
 
@@ -144,15 +177,47 @@ class TreeView:
 
     def has_changed_below(self, folder_id: EntryId, after: Jid) -> bool:
         """Whether the folder or anything live in it has changed after a jid."""
-        if after not in self._changed_after:
+        if self._changes is None or after < self._changes.since:
             raise NeedRows(changed_after=after)
-        if after not in self._touched_after:
-            self._touched_after[after] = {
-                step.entry_id
-                for entry in map(self.find_entry, self._changed_after[after])
-                for step in (entry is not None and self.list_lineage(entry)) or ()
-            }
-        return folder_id in self._touched_after[after]
+        return self._changes.newest_in(folder_id) > after
+
+    def list_below(self, folder_id: EntryId, limit: int) -> list[Entry]:
+        """All that lives below a folder, parents before their children.
+
+        Raises:
+            TooManyEntries: more than `limit`, or this request has looked at too many rows for that.
+        """
+        found: list[Entry] = []
+        todo = [folder_id]
+        while todo:
+            for child_id in sorted(self._list_children(todo.pop())):
+                child = self._by_id[child_id]
+                assert child is not None, "a child is loaded"
+                found.append(child)
+                if child.kind is Kind.FOLDER:
+                    todo.append(child_id)
+            if len(found) > limit:
+                raise TooManyEntries(f"a folder of more than {limit} entries cannot be copied")
+        return found
+
+    def _list_children(self, folder_id: EntryId) -> set[EntryId]:
+        if folder_id not in self._complete:
+            if folder_id in self._too_large or self._below_count > MAX_ROWS_BELOW:
+                raise TooManyEntries("there is too much in the folders that are to be copied")
+            raise NeedRows(below=folder_id)
+        return self._children.get(folder_id, set())
+
+    def find_rev(self, jid: Jid) -> Rev | None:
+        """A rev that was there before this request."""
+        if jid not in self._revs:
+            raise NeedRows(revs=[jid])
+        return self._revs[jid]
+
+    def owes(self, folder_id: EntryId) -> bool:
+        """Whether a deleted folder owes: what was below it when it was deleted is counted still."""
+        if folder_id not in self._owing:
+            raise NeedRows(owing=folder_id)
+        return self._owing[folder_id]
 
     # ---- Changing
 
@@ -162,25 +227,16 @@ class TreeView:
             self._complete.add(entry.entry_id)
         old = self._by_id.get(entry.entry_id)
         if old is not None and not old.is_deleted:
+            if self._changes is not None and (entry.is_deleted or old.parent_id != entry.parent_id):
+                self._changes.remove(self.list_lineage(old) or ())
             self._by_place[old.parent_id, old.name_key] = None
+            self._children[old.parent_id].discard(old.entry_id)
         self._by_id[entry.entry_id] = entry
         if not entry.is_deleted:
             self._by_place[entry.parent_id, entry.name_key] = entry.entry_id
-        for after, changed in self._changed_after.items():
-            if entry.last_jid > after:
-                changed.add(entry.entry_id)
-            self._touch(after, old, entry)
-
-    def _touch(self, after: Jid, old: Entry | None, entry: Entry) -> None:
-        """Keep what a batch of guarded deletes looks at, rather than tell it anew for each of them."""
-        touched = self._touched_after.get(after)
-        if touched is None:
-            return
-        has_left = entry.is_deleted or (old is not None and old.parent_id != entry.parent_id)
-        if has_left and entry.entry_id in touched:
-            del self._touched_after[after]  # the folders that it has left may hold no change now
-        elif entry.last_jid > after:
-            touched.update(step.entry_id for step in self.list_lineage(entry) or ())
+            self._children.setdefault(entry.parent_id, set()).add(entry.entry_id)
+            if self._changes is not None:
+                self._changes.add(self.list_lineage(entry) or ())
 
 
 def walk_of(anchor: EntryId, names: Sequence[str]) -> Walk:

@@ -1,116 +1,48 @@
-"""What each operation does to the tree: conflicts, autorename, missing parents, moves, deletes.
+"""What each operation does to the tree: conflicts, missing parents, moves, copies, deletes, restores, quota.
 
 `Batch.apply` either changes the overlay and appends journal rows, or raises and changes nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import replace
 
-from metaserver.model.names import conflict_label, iter_renames
-from metaserver.model.rows import Content, Entry, JournalOp, JournalRow, Kind
+from metaserver.model.changes import MAX_CHANGES_LOOKED_AT
+from metaserver.model.names import conflict_label
+from metaserver.model.operations import (
+    CommitRequest,
+    CopyRequest,
+    CreateFolderRequest,
+    DeleteRequest,
+    MoveRequest,
+    Outcome,
+    Request,
+    RestoreRequest,
+    Start,
+)
+from metaserver.model.places import Place, Places
+from metaserver.model.rows import Content, Entry, JournalOp, JournalRow, Kind, SameContent
 from metaserver.model.tree import TreeView
 from wire.api import WriteMode
 from wire.errors import (
     BlocksAbsent,
     ConflictChanged,
-    ConflictFileAncestor,
-    ConflictFolder,
-    ConflictRev,
     ContentMismatch,
-    Details,
     MalformedPath,
     MoveIntoItself,
-    NotAFolder,
     NotFound,
     QuotaExceeded,
-    ShardboxError,
     TooManyEntries,
 )
-from wire.hashes import BlockHash, block_size
-from wire.ids import ROOT_ENTRY, EntryId, Jid, NsId, format_file_id, format_rev
+from wire.hashes import BlockHash, ContentHash, block_count, block_size
+from wire.ids import ROOT_ENTRY, EntryId, Jid
 from wire.names import name_key
 
 MAX_ROWS_PER_TX = 10_000
 """Journal rows of one transaction: keeps the lock of a namespace, and the WAL between two commits, short."""
 
-RENAMES_AT_ONCE = 50
-"""Names that autorename looks up in one round trip: the first one is mostly free, and 1,000 round trips
-under the namespace's lock were seen to take 9 s."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A place: names below an entry that is given by id (0: the root). No names: that entry itself."""
-
-    anchor: EntryId
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CommitRequest:
-    """A file to write; `rev_jid` is the expected rev's, with mode update alone."""
-
-    target: Target
-    content: Content
-    blocks: Sequence[BlockHash]
-    mode: WriteMode
-    rev_jid: Jid | None
-    autorename: bool
-    strict_conflict: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CreateFolderRequest:
-    """A folder to make."""
-
-    target: Target
-    autorename: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MoveRequest:
-    """An entry to move or rename."""
-
-    source: Target
-    target: Target
-    autorename: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRequest:
-    """An entry to delete; refused when it has changed after what the caller has seen."""
-
-    target: Target
-    rev_jid: Jid | None
-    seen_jid: Jid | None
-
-
-Request = CommitRequest | CreateFolderRequest | MoveRequest | DeleteRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An operation that succeeded: the entry afterwards (for a delete: before), its path, its content."""
-
-    entry: Entry
-    path: str
-    is_changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a batch begins: the namespace's counters and who writes.
-
-    `quota_bytes` is None where there is no quota.
-    """
-
-    ns_id: NsId
-    head: Jid
-    next_entry_id: EntryId
-    display_name: str
-    live_bytes: int = 0
-    quota_bytes: int | None = None
+MAX_COPIED_BLOCKS = 2**21
+"""Blocks of the files that one batch copies or restores: 64 MiB of hashes for the journal, as many as a
+request that names them itself could bring; 8 TiB of files."""
 
 
 class Batch:
@@ -124,6 +56,7 @@ class Batch:
     def __init__(self, start: Start, view: TreeView, ready_blocks: Mapping[BlockHash, int]):
         self._start = start
         self._view = view
+        self._places = Places(start.ns_id, view)
         self._ready = ready_blocks
         self._next_entry_id = start.next_entry_id
         self.rows: list[JournalRow] = []
@@ -131,6 +64,7 @@ class Batch:
         self.created: set[EntryId] = set()
         self.grown_bytes = 0
         self.debts: set[EntryId] = set()
+        self._copied_blocks = 0
 
     @property
     def head(self) -> Jid:
@@ -158,15 +92,19 @@ class Batch:
                 return self._move(request)
             case DeleteRequest():
                 return self._delete(request)
+            case CopyRequest():
+                return self._copy(request)
+            case RestoreRequest():
+                return self._restore(request)
 
     # ---- The operations
 
     def _commit(self, request: CommitRequest) -> Outcome:
-        place = self._place_of_file(request)
-        there = self._at(place)
+        place = self._places.of_file(request.target)
+        there = self._places.find_at(place)
         is_lost_update = False
         if there is not None:
-            if _is_identical(there, request) and not request.strict_conflict:
+            if _is_identical(there, request.content) and not request.strict_conflict:
                 return self._unchanged(there)
             is_same_rev = there.kind is Kind.FILE and there.rev_jid == request.rev_jid
             is_lost_update = request.mode is WriteMode.UPDATE and not is_same_rev
@@ -181,46 +119,51 @@ class Batch:
             self._check_content(request, replaced=there)
             return self._write(there, place, Kind.FILE, JournalOp.CONTENT, content=request.content)
         if not request.autorename:
-            raise self._conflict(there)
+            raise self._places.conflict(there)
         label = conflict_label(self._start.display_name) if is_lost_update else None
-        for other in self._iter_beside(place, label):
-            taken = self._at(other)
+        for other in self._places.iter_beside(place, label):
+            taken = self._places.find_at(other)
             if taken is None:
                 self._check_content(request, replaced=None)
                 return self._write(None, other, Kind.FILE, JournalOp.CONTENT, content=request.content)
-            if _is_identical(taken, request):
+            if _is_identical(taken, request.content):
                 return self._unchanged(taken)
-        raise self._conflict(there)
+        raise self._places.conflict(there)
 
     def _create_folder(self, request: CreateFolderRequest) -> Outcome:
-        place = self._place(request.target)
-        place = self._free_place(place, request.autorename, mover=None)
+        place = self._places.of(request.target)
+        place = self._places.get_free(place, request.autorename, mover=None)
         return self._write(None, place, Kind.FOLDER, JournalOp.FOLDER)
 
     def _move(self, request: MoveRequest) -> Outcome:
-        entry = self._live(request.source)
+        entry = self._places.get_live(request.source)
         if entry.entry_id == ROOT_ENTRY:
             raise MalformedPath("the root folder cannot be moved")
-        place = self._place(request.target)
-        parent = self._view.find_entry(place.parent_id)
-        if entry.kind is Kind.FOLDER and parent is not None and self._view.is_below(parent, entry.entry_id):
+        place = self._places.of(request.target)
+        if self._places.is_inside(place, entry):
             raise MoveIntoItself()
-        place = self._free_place(place, request.autorename, mover=entry)
+        place = self._places.get_free(place, request.autorename, mover=entry)
         if not place.missing and (place.parent_id, place.name) == (entry.parent_id, entry.name):
             return self._unchanged(entry)
         return self._write(entry, place, entry.kind, JournalOp.MOVE, old_path=self._view.path_of(entry))
 
     def _delete(self, request: DeleteRequest) -> Outcome:
-        entry = self._live(request.target)
+        entry = self._places.get_live(request.target)
         if entry.entry_id == ROOT_ENTRY:
             raise MalformedPath("the root folder cannot be deleted")
         if request.rev_jid is not None:
             if entry.kind is not Kind.FILE:
-                raise self._conflict(entry)
+                raise self._places.conflict(entry)
             if entry.rev_jid != request.rev_jid:
-                raise ConflictChanged(details=self._details(entry))
-        if request.seen_jid is not None and self._view.has_changed_below(entry.entry_id, request.seen_jid):
-            raise ConflictChanged(details=self._details(entry))
+                raise ConflictChanged(details=self._places.details(entry))
+        if request.seen_jid is not None:
+            if request.seen_jid < self._start.head - MAX_CHANGES_LOOKED_AT:
+                raise ConflictChanged(
+                    "too much has changed since to tell; read on and try again",
+                    details=self._places.details(entry),
+                )
+            if self._view.has_changed_below(entry.entry_id, request.seen_jid):
+                raise ConflictChanged(details=self._places.details(entry))
         path = self._view.path_of(entry)
         self._check_room(1)
         gone = replace(entry, is_deleted=True, last_jid=Jid(self.head + 1))
@@ -230,116 +173,134 @@ class Batch:
         self.grown_bytes -= entry.size or 0
         return Outcome(entry, path, is_changed=True)
 
-    # ---- Places
+    def _copy(self, request: CopyRequest) -> Outcome:
+        source = self._places.get_live(request.source)
+        if source.entry_id == ROOT_ENTRY:
+            raise MalformedPath("the root folder cannot be copied")
+        place = self._places.of(request.target)
+        if self._places.is_inside(place, source):
+            raise MoveIntoItself("a folder cannot be copied into itself")
+        there = self._places.find_at(place)
+        # A copy beside itself is what autorename is asked for; anything else of that content will do.
+        is_beside = request.autorename and there is not None and there.entry_id == source.entry_id
+        if there is not None and _has_content_of(there, source) and not is_beside:
+            return self._unchanged(there)
+        place = self._places.get_free(place, request.autorename, mover=None)
+        self._check_room(len(place.missing) + 1)
+        below = [] if source.kind is Kind.FILE else self._view.list_below(source.entry_id, MAX_ROWS_PER_TX)
+        self._check_room(len(place.missing) + 1 + len(below))
+        sizes = [entry.size for entry in (source, *below) if entry.size is not None]
+        self._check_quota(sum(sizes))
+        self._take_copied_blocks(sum(map(block_count, sizes)))
+        copy = self._write(None, place, source.kind, *self._copied(source))
+        ids = {source.entry_id: copy.entry.entry_id}
+        for entry in below:  # parents come before their children
+            op, content = self._copied(entry)
+            ids[entry.entry_id] = self._create(
+                ids[entry.parent_id], entry.name, entry.kind, op, content
+            ).entry_id
+        return copy
 
-    def _live(self, target: Target) -> Entry:
-        """The live entry at a target."""
-        entry = self._view.find_live(target.anchor)
-        for name in target.names:
-            if entry is None or entry.kind is not Kind.FOLDER:
-                raise NotFound()
-            entry = self._view.find_child(entry.entry_id, name_key(name))
-        if entry is None:
-            raise NotFound()
-        return entry
+    def _copied(self, entry: Entry) -> tuple[JournalOp, Content | SameContent | None]:
+        """The op and content of an entry's copy."""
+        if entry.rev_jid is None or entry.size is None or entry.content_hash is None:
+            return JournalOp.FOLDER, None
+        return JournalOp.CONTENT, self._content_of(entry.rev_jid, entry.size, entry.content_hash)
 
-    def _place_of_file(self, request: CommitRequest) -> "_Place":
-        """A commit may name the file itself by id, wherever it is by now."""
-        if request.target.names:
-            return self._place(request.target)
-        entry = self._view.find_entry(request.target.anchor)
-        if entry is None or entry.entry_id == ROOT_ENTRY or self._view.find_live(entry.parent_id) is None:
-            raise NotFound()
-        return _Place(entry.parent_id, (), entry.name)
+    def _content_of(self, rev_jid: Jid, size: int, content_hash: ContentHash) -> Content | SameContent:
+        """A rev's content; one that this batch has made is not in the journal yet."""
+        if rev_jid <= self._start.head:
+            return SameContent(size, content_hash, rev_jid)
+        content = self.rows[rev_jid - self._start.head - 1].content
+        assert content is not None, "a rev is a row with a content"
+        return content
 
-    def _place(self, target: Target) -> "_Place":
-        """Where a name would go: its parent as far as it is there, and the parents that are missing."""
-        if not target.names:
-            raise MalformedPath("a name is needed")
-        at = self._view.find_live(target.anchor)
-        if at is None:
-            raise NotFound("the folder is not there")
-        if at.kind is not Kind.FOLDER:
-            raise NotAFolder()
-        *folders, name = target.names
-        for depth, folder in enumerate(folders):
-            child = self._view.find_child(at.entry_id, name_key(folder))
-            if child is None:
-                return _Place(at.entry_id, tuple(folders[depth:]), name)
-            if child.kind is not Kind.FOLDER:
-                raise ConflictFileAncestor(details=self._details(child))
-            at = child
-        return _Place(at.entry_id, (), name)
+    def _restore(self, request: RestoreRequest) -> Outcome:
+        rev = self._view.find_rev(request.rev_jid)
+        file = None if rev is None else self._view.find_entry(rev.entry_id)
+        if rev is None or file is None:
+            raise NotFound("there is no such rev")
+        content = SameContent(rev.size, rev.content_hash, rev.jid)
+        place = self._places.of_restored(request.target, file)
+        there, is_live = self._places.find_at(place), self._view.list_lineage(file) is not None
+        if there is not None and there.entry_id != file.entry_id:
+            if is_live and there.kind is Kind.FILE:
+                raise NotFound("the rev is another file's")
+            raise self._places.conflict(there)
+        if there is not None and _is_identical(there, content):
+            return self._unchanged(there)
+        self._check_room(len(place.missing) + 1)
+        if is_live:  # in its place; or it lives elsewhere, and its old content comes back beside it
+            self._check_quota(content.size - ((there and there.size) or 0))
+            self._take_copied_blocks(block_count(content.size))
+            return self._write(there, place, Kind.FILE, JournalOp.CONTENT, content)
+        counted_bytes = self._counted_bytes(file)
+        self._check_quota(content.size - counted_bytes)
+        self._take_copied_blocks(block_count(content.size))
+        # From here on it counts as live: what of it does not is owed by nobody.
+        self.grown_bytes += (file.size or 0) - counted_bytes
+        return self._write(file, place, Kind.FILE, JournalOp.RESTORE, content)
 
-    def _at(self, place: "_Place") -> Entry | None:
-        return None if place.missing else self._view.find_child(place.parent_id, name_key(place.name))
+    def _counted_bytes(self, file: Entry) -> int:
+        """What of a dead file is counted still: all of it, while the deleted folder above it owes.
 
-    def _iter_beside(self, place: "_Place", label: str | None) -> Iterator["_Place"]:
-        """The places that autorename tries, looked up some at a time."""
-        names = iter_renames(place.name, label)
-        while some := list(islice(names, RENAMES_AT_ONCE)):
-            self._view.require_children(place.parent_id, [name_key(name) for name in some])
-            for name in some:
-                yield replace(place, name=name)
-
-    def _free_place(self, place: "_Place", autorename: bool, mover: Entry | None) -> "_Place":
-        """The place, or the first free one beside it; an entry does not stand in its own way."""
-        there = self._at(place)
-        if there is None or (mover is not None and there.entry_id == mover.entry_id):
-            return place
-        if autorename:
-            for other in self._iter_beside(place, None):
-                taken = self._at(other)
-                if taken is None or (mover is not None and taken.entry_id == mover.entry_id):
-                    return other
-        raise self._conflict(there)
+        Asked last: the question itself tells the debt's walk to begin anew.
+        """
+        if file.is_deleted:
+            return 0
+        above = self._view.list_places(file) or []
+        grave = next((step.entry_id for step in reversed(above) if step.is_deleted), None)
+        if grave is None or not (grave in self.debts or self._view.owes(grave)):
+            return 0
+        return file.size or 0
 
     # ---- Writing
 
     def _write(
         self,
         old: Entry | None,
-        place: "_Place",
+        place: Place,
         kind: Kind,
         op: JournalOp,
+        content: Content | SameContent | None = None,
         *,
-        content: Content | None = None,
         old_path: str | None = None,
     ) -> Outcome:
         """Give an entry its new state at a place, making the place's missing parents first."""
         self._check_room(len(place.missing) + 1)
         parent_id = place.parent_id
         for name in place.missing:
-            folder = self._new_entry(parent_id, name, Kind.FOLDER)
-            self._append(JournalOp.FOLDER, folder, prev_jid=None)
-            parent_id = folder.entry_id
+            parent_id = self._create(parent_id, name, Kind.FOLDER, JournalOp.FOLDER, None).entry_id
         if old is None:
-            entry = self._new_entry(parent_id, place.name, kind)
-        elif content is not None:
-            entry = replace(old, last_jid=Jid(self.head + 1))  # an edit keeps the name's case
-        else:
-            entry = replace(
-                old,
-                parent_id=parent_id,
-                name=place.name,
-                name_key=name_key(place.name),
-                last_jid=Jid(self.head + 1),
-            )
-        if content is not None:
-            self.grown_bytes += content.size - (entry.size or 0)
-            entry = replace(
-                entry, rev_jid=entry.last_jid, size=content.size, content_hash=content.content_hash
-            )
-        prev_jid = None if old is None else old.last_jid
-        self._append(op, entry, prev_jid=prev_jid, old_path=old_path, content=content)
+            entry = self._create(parent_id, place.name, kind, op, content)
+            return Outcome(entry, self._view.path_of(entry), is_changed=True)
+        entry = replace(old, last_jid=Jid(self.head + 1))
+        if op is not JournalOp.CONTENT:  # an edit keeps the name's case
+            key = name_key(place.name)
+            entry = replace(entry, parent_id=parent_id, name=place.name, name_key=key, is_deleted=False)
+        entry = self._with_content(entry, content)
+        self._append(op, entry, prev_jid=old.last_jid, old_path=old_path, content=content)
         return Outcome(entry, self._view.path_of(entry), is_changed=True)
 
-    def _new_entry(self, parent_id: EntryId, name: str, kind: Kind) -> Entry:
+    def _create(
+        self, parent_id: EntryId, name: str, kind: Kind, op: JournalOp, content: Content | SameContent | None
+    ) -> Entry:
+        """A new entry."""
         jid = Jid(self.head + 1)
         entry_id = self._next_entry_id
         self._next_entry_id = EntryId(entry_id + 1)
         self.created.add(entry_id)
-        return Entry(entry_id, parent_id, name, name_key(name), kind, False, jid, jid)
+        entry = Entry(entry_id, parent_id, name, name_key(name), kind, False, jid, jid)
+        entry = self._with_content(entry, content)
+        self._append(op, entry, prev_jid=None, content=content)
+        return entry
+
+    def _with_content(self, entry: Entry, content: Content | SameContent | None) -> Entry:
+        """The entry with the content that its next row brings, which makes a rev."""
+        if content is None:
+            return entry
+        self.grown_bytes += content.size - (entry.size or 0)
+        return replace(entry, rev_jid=entry.last_jid, size=content.size, content_hash=content.content_hash)
 
     def _append(
         self,
@@ -348,7 +309,7 @@ class Batch:
         *,
         prev_jid: Jid | None,
         old_path: str | None = None,
-        content: Content | None = None,
+        content: Content | SameContent | None = None,
     ) -> None:
         self.rows.append(JournalRow(entry.last_jid, op, entry, prev_jid, old_path, content))
         self.written[entry.entry_id] = entry
@@ -371,6 +332,14 @@ class Batch:
         if quota is not None and growth_bytes > 0 and used + growth_bytes > quota:
             raise QuotaExceeded(details={"used": used, "allocation": quota, "needed": growth_bytes})
 
+    def _take_copied_blocks(self, count: int) -> None:
+        """The last thing to be asked: from here on the copy is made."""
+        if self._copied_blocks + count > MAX_COPIED_BLOCKS:
+            raise TooManyEntries(
+                f"the files that a batch copies or restores have at most {MAX_COPIED_BLOCKS} blocks"
+            )
+        self._copied_blocks += count
+
     def _check_blocks(self, request: CommitRequest) -> None:
         absent = dict.fromkeys(block.hex() for block in request.blocks if block not in self._ready)
         if absent:
@@ -382,31 +351,16 @@ class Batch:
     def _unchanged(self, entry: Entry) -> Outcome:
         return Outcome(entry, self._view.path_of(entry), is_changed=False)
 
-    def _details(self, entry: Entry) -> Details:
-        details: Details = {"id": format_file_id(self._start.ns_id, entry.entry_id)}
-        if entry.rev_jid is not None:
-            details["rev"] = format_rev(self._start.ns_id, entry.rev_jid)
-        return details
 
-    def _conflict(self, there: Entry | None) -> ShardboxError:
-        if there is None:
-            return ConflictRev("the file has been deleted")
-        kind = ConflictFolder if there.kind is Kind.FOLDER else ConflictRev
-        return kind(details=self._details(there))
+def _is_identical(entry: Entry, content: Content | SameContent) -> bool:
+    return (
+        entry.kind is Kind.FILE and entry.size == content.size and entry.content_hash == content.content_hash
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A name in a folder; `missing` are the folders still to be made between `parent_id` and the name."""
-
-    parent_id: EntryId
-    missing: tuple[str, ...]
-    name: str
-
-
-def _is_identical(entry: Entry, request: CommitRequest) -> bool:
+def _has_content_of(entry: Entry, other: Entry) -> bool:
     return (
         entry.kind is Kind.FILE
-        and entry.size == request.content.size
-        and entry.content_hash == request.content.content_hash
+        and other.kind is Kind.FILE
+        and (entry.size, entry.content_hash) == (other.size, other.content_hash)
     )

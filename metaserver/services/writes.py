@@ -7,25 +7,26 @@ from hashlib import sha256
 
 import msgspec
 
+from metaserver.model.operations import CommitRequest, Outcome, Request, Start
 from metaserver.model.present import present_entry
 from metaserver.model.requests import parse_operation
-from metaserver.model.rows import RevTimes
-from metaserver.model.tree import NeedRows, TreeView, Walk, walk_of
-from metaserver.model.write import Batch, CommitRequest, MoveRequest, Outcome, Request, Start
+from metaserver.model.rows import Content, RevTimes, SameContent
+from metaserver.model.tree import NeedRows
+from metaserver.model.write import Batch
 from metaserver.services.access import AccessService, Who, require_write
 from metaserver.services.hints import HintQueue
+from metaserver.services.loading import Loader
 from metaserver.storage.block_rows import find_ready_sizes
 from metaserver.storage.journal import Append, KeepAnswer, append_journal
 from metaserver.storage.namespaces import find_for_write
 from metaserver.storage.revs import list_times
-from metaserver.storage.tree import list_changed, list_rows
 from runtime.clock import now_us
 from sharding.pool import Connection
 from sharding.tx import Transactions, Tx
 from wire import faults
 from wire.api import MAX_BATCH_ENTRIES, BatchResult, Operation, Verdict
 from wire.errors import BadRequest, IdempotencyMismatch, NotFound, ShardboxError, TooManyEntries
-from wire.ids import EntryId, Jid, NsId, pack_device_id
+from wire.ids import Jid, NsId, pack_device_id
 from wire.internal import Caller
 
 OPERATIONS_PER_TURN = 20
@@ -108,7 +109,8 @@ class WriteService:
                 raise IdempotencyMismatch()
             return msgspec.msgpack.decode(kept.answer, type=BatchResult)
         requests = [parsed for parsed in write.parsed if not isinstance(parsed, ShardboxError)]
-        view = await load_view(tx.conn, write.ns_id, requests)
+        loader = Loader(tx.conn, write.ns_id, row.head, requests)
+        view = await loader.load_view()
         blocks = {block for r in requests if isinstance(r, CommitRequest) for block in r.blocks}
         ready = await find_ready_sizes(tx.conn, write.ns_id, blocks)
         start = Start(
@@ -122,7 +124,7 @@ class WriteService:
             if isinstance(parsed, ShardboxError):
                 outcomes.append(parsed)
             else:
-                outcomes.append(await apply_request(tx.conn, write.ns_id, batch, view, parsed))
+                outcomes.append(await apply_request(loader, batch, parsed))
         faults.fault_point("metaserver.writes.planned")
         at_us = max(self._clock(), row.modified_us)
         verdicts = await present_outcomes(tx.conn, write.ns_id, batch, outcomes, at_us)
@@ -165,35 +167,13 @@ def parse_write(operations: Sequence[Operation], who: Who, key: str | None) -> W
     return Write(ns_ids.pop() if ns_ids else who.root_ns, parsed, digest, key)
 
 
-async def load_view(conn: Connection, ns_id: NsId, requests: Sequence[Request]) -> TreeView:
-    """What the requests name, in one round trip; what only turns out to be needed is loaded on demand."""
-    ids: set[EntryId] = set()
-    walks: set[Walk] = set()
-    for request in requests:
-        targets = [request.source, request.target] if isinstance(request, MoveRequest) else [request.target]
-        for target in targets:
-            ids.add(target.anchor)
-            if target.names:
-                walks.add(walk_of(target.anchor, target.names))
-    view = TreeView()
-    rows = await list_rows(conn, ns_id, sorted(ids), sorted(walks, key=lambda w: (w.anchor, w.keys)))
-    view.load(rows, ids=ids, walks=walks)
-    return view
-
-
-async def apply_request(
-    conn: Connection, ns_id: NsId, batch: Batch, view: TreeView, request: Request
-) -> Outcome | ShardboxError:
+async def apply_request(loader: Loader, batch: Batch, request: Request) -> Outcome | ShardboxError:
     """What became of one operation, loading what it turns out to need."""
     while True:
         try:
             return batch.apply(request)
         except NeedRows as need:
-            if need.changed_after is not None:
-                view.load_changed(need.changed_after, await list_changed(conn, ns_id, need.changed_after))
-            else:
-                rows = await list_rows(conn, ns_id, need.ids, need.walks)
-                view.load(rows, ids=need.ids, walks=need.walks)
+            await loader.load(need)
         except ShardboxError as error:
             return error
 
@@ -206,11 +186,15 @@ async def present_outcomes(
     at_us: int,
 ) -> list[Verdict]:
     """The verdicts, files with the times of their revs."""
-    times = {row.jid: RevTimes(row.content.client_modified_us, at_us) for row in batch.rows if row.content}
-    entries = [outcome.entry for outcome in outcomes if isinstance(outcome, Outcome)]
-    older = {entry.rev_jid for entry in entries if entry.rev_jid and entry.rev_jid not in times}
-    if older:
-        times |= await list_times(conn, ns_id, older)
+    contents = {row.jid: row.content for row in batch.rows if row.content}
+    revs = {o.entry.rev_jid for o in outcomes if isinstance(o, Outcome) and o.entry.rev_jid}
+    same = {rev: c.rev_jid for rev in revs if isinstance(c := contents.get(rev), SameContent)}
+    older = {rev for rev in revs if rev not in contents} | set(same.values())
+    times = await list_times(conn, ns_id, older) if older else {}
+    times |= {rev: RevTimes(times[source].client_modified_us, at_us) for rev, source in same.items()}
+    times |= {
+        jid: RevTimes(c.client_modified_us, at_us) for jid, c in contents.items() if isinstance(c, Content)
+    }
     return [
         Verdict(error=outcome.info())
         if isinstance(outcome, ShardboxError)

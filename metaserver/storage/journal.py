@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
-from metaserver.model.rows import Entry, JournalOp, JournalRow
+from metaserver.model.rows import Content, Entry, JournalOp, JournalRow, SameContent
 from sharding.pool import Connection
 from wire.ids import AccountId, EntryId, Jid, NsId
 
@@ -43,12 +43,16 @@ _JOURNAL: LiteralString = """
 INSERT INTO ns.server_file_journal (ns_id, jid, entry_id, parent_id, prev_jid, rev_jid, at_us, op, kind,
     is_deleted, name, device, old_path, size, client_modified_us, content_hash, blocklist)
 SELECT %s, t.jid, t.entry_id, t.parent_id, t.prev_jid, t.rev_jid, %s, t.op, t.kind, t.is_deleted, t.name, %s,
-       t.old_path, t.size, t.client_modified_us, t.content_hash, t.blocklist
+       t.old_path, t.size, coalesce(t.client_modified_us, s.client_modified_us), t.content_hash,
+       coalesce(t.blocklist, s.blocklist)
   FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::"char"[],
               %s::"char"[], %s::bool[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bytea[],
-              %s::bytea[])
+              %s::bytea[], %s::bigint[])
        AS t(jid, entry_id, parent_id, prev_jid, rev_jid, op, kind, is_deleted, name, old_path, size,
-            client_modified_us, content_hash, blocklist)
+            client_modified_us, content_hash, blocklist, same_as)
+  LEFT JOIN LATERAL (
+    SELECT r.client_modified_us, r.blocklist FROM ns.server_file_journal r
+     WHERE r.ns_id = %s AND r.jid = t.same_as LIMIT 1) s ON true
 """
 _ENTRY_ARRAYS: LiteralString = """
   FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::"char"[], %s::bool[], %s::bigint[],
@@ -92,21 +96,24 @@ _KEEP: LiteralString = (
 )
 
 
+_PLACING = (JournalOp.MOVE, JournalOp.DELETE, JournalOp.RESTORE)
+
+
 async def append_journal(conn: Connection, add: Append, keep: KeepAnswer | None) -> None:
     """Write everything, in one round trip.
 
     Tx: the namespace's lock is held; ownership has been proved.
     """
-    moved = {row.entry.entry_id for row in add.rows if row.op in (JournalOp.MOVE, JournalOp.DELETE)} - set(
-        add.created
-    )
+    moved = {row.entry.entry_id for row in add.rows if row.op in _PLACING} - set(add.created)
     edited = [e for i, e in add.written.items() if i not in add.created and i not in moved]
     placed = [add.written[i] for i in sorted(moved)]
     created = [add.written[i] for i in sorted(add.created)]
     async with conn.pipeline():
         head = [add.head, add.next_entry_id, add.at_us, add.grown_bytes, add.ns_id]
         await conn.execute(_HEAD, head)
-        await conn.execute(_JOURNAL, [add.ns_id, add.at_us, add.device, *_journal_arrays(add.rows)])
+        await conn.execute(
+            _JOURNAL, [add.ns_id, add.at_us, add.device, *_journal_arrays(add.rows), add.ns_id]
+        )
         if edited:
             await conn.execute(_EDIT_ENTRIES, [*_entry_arrays(edited), add.ns_id])
         if len(placed) > 1:
@@ -123,7 +130,9 @@ async def append_journal(conn: Connection, add: Append, keep: KeepAnswer | None)
 
 
 def _journal_arrays(rows: Sequence[JournalRow]) -> list[object]:
+    # Where a content is another rev's, its time and blocks are copied inside the database.
     contents = [row.content for row in rows]
+    given = [content if isinstance(content, Content) else None for content in contents]
     return [
         [row.jid for row in rows],
         [row.entry.entry_id for row in rows],
@@ -136,9 +145,10 @@ def _journal_arrays(rows: Sequence[JournalRow]) -> list[object]:
         [row.entry.name for row in rows],
         [row.old_path for row in rows],
         [content and content.size for content in contents],
-        [content and content.client_modified_us for content in contents],
+        [content and content.client_modified_us for content in given],
         [content and content.content_hash for content in contents],
-        [content and content.blocklist for content in contents],
+        [content and content.blocklist for content in given],
+        [content.rev_jid if isinstance(content, SameContent) else None for content in contents],
     ]
 
 

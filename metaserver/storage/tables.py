@@ -83,7 +83,7 @@ journal = sa.Table(
     sa.Column("prev_jid", sa.BigInteger, comment="the same entry's row before this one"),
     sa.Column("rev_jid", sa.BigInteger, comment="on every row of a file"),
     sa.Column("at_us", sa.BigInteger, nullable=False, comment="server_modified"),
-    sa.Column("op", ByteChar, nullable=False, comment="c content, f folder, m move, d delete"),
+    sa.Column("op", ByteChar, nullable=False, comment="c content, f folder, m move, d delete, r restore"),
     sa.Column("kind", ByteChar, nullable=False),
     sa.Column("is_deleted", sa.Boolean, nullable=False),
     sa.Column("name", sa.Text, nullable=False),

@@ -56,6 +56,17 @@ WITH RECURSIVE up AS (
   )
 SELECT {ENTRY_COLUMNS} FROM up e
 """
+# Level by level; each folder's children are looked up by key, for the reason that WALK_DOWN gives.
+_BELOW: LiteralString = f"""
+WITH RECURSIVE below AS (
+    SELECT {ENTRY_COLUMNS} FROM ns.entries e WHERE e.ns_id = %s AND e.parent_id = %s AND NOT e.is_deleted
+    UNION ALL
+    SELECT {ENTRY_COLUMNS} FROM below b CROSS JOIN LATERAL (
+        SELECT * FROM ns.entries c WHERE c.ns_id = %s AND c.parent_id = b.entry_id AND NOT c.is_deleted
+         LIMIT %s) e
+  )
+SELECT {ENTRY_COLUMNS} FROM below e LIMIT %s
+"""
 
 
 def walk_params(walks: Iterable[Walk], ns_id: NsId) -> list[object]:
@@ -77,4 +88,10 @@ async def list_rows(
 async def list_changed(conn: Connection, ns_id: NsId, after: Jid) -> list[Entry]:
     """The entries that changed after a jid, and their ancestors."""
     cursor = await conn.execute(_CHANGED, [ns_id, after, ns_id], binary=True)
+    return [to_entry(row) for row in await cursor.fetchall()]
+
+
+async def list_below(conn: Connection, ns_id: NsId, folder: EntryId, limit: int) -> list[Entry]:
+    """Up to `limit` of the entries that live below a live folder."""
+    cursor = await conn.execute(_BELOW, [ns_id, folder, ns_id, limit, limit], binary=True)
     return [to_entry(row) for row in await cursor.fetchall()]

@@ -2,17 +2,20 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.journal.operations import Draw
 from tests.journal.reader import Asked, Reader
-from tests.journal.truth import FOLDER, Difference, Truth, expect
+from tests.journal.truth import FILE, FOLDER, Difference, Truth, expect
 from tests.journal.world import World
-from wire.api import BatchResult, CommitFile, CreateFolder, Delete, Move, Operation
+from wire.api import BatchResult, CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore
 from wire.ids import NsId, parse_file_id
 
 MAX_ROWS_PER_PAGE = 7
+MAX_DEPTH = 50
+"""Deeper than any tree that a history makes."""
 
 
 @dataclass
@@ -76,12 +79,13 @@ class History:
     async def write(self, operations: Sequence[Operation]) -> None:
         """A batch, and what it did, held against the rules."""
         self.log.append(f"write {operations}")
+        copied = self._expect_copies(operations)
         result = await self.world.user.write(*operations)
         codes = await self.truth.catch_up(self._conn)
         self.log.append(f"  jid {self.truth.head}: {[_brief(result, i) for i in range(len(operations))]}")
         expect(result.head == self.truth.head, "the answer's head is", result.head, "not", self.truth.head)
         self._check_verdicts(result)
-        check_costs(operations, result, codes)
+        check_costs(operations, result, codes, copied)
 
     async def move_away(self) -> None:
         """The namespace moves to another shard."""
@@ -127,6 +131,23 @@ class History:
 
     # ---- Checks
 
+    def _expect_copies(self, operations: Sequence[Operation]) -> dict[int, Counter[str]]:
+        """What a copy will write that is alone in its batch: within one, others change what is copied."""
+        if len(operations) != 1 or not isinstance(operations[0], Copy):
+            return {}
+        source = self._find(operations[0].from_path)
+        if source is None:
+            return {0: Counter()}
+        kinds = [self.truth.nodes[i].kind for i in (source, *self.truth.below(source))]
+        return {0: Counter({FILE: "c", FOLDER: "f"}[kind] for kind in kinds)}
+
+    def _find(self, path: str) -> int | None:
+        """The live entry at a path that the drawer made: of the root's form, or an id."""
+        if path.startswith("id:"):
+            entry_id = parse_file_id(path)[1]
+            return entry_id if self.truth.is_live(entry_id) else None
+        return next((i for i in self.truth.tree if path == f"ns:{self.ns_id}{self.truth.path_of(i)}"), None)
+
     def _check_verdicts(self, result: BatchResult) -> None:
         for verdict in result.verdicts:
             expect((verdict.metadata is None) != (verdict.error is None), "a verdict:", verdict)
@@ -154,14 +175,25 @@ class History:
         return self.world.conn_of(self.ns_id)
 
 
-def check_costs(operations: Sequence[Operation], result: BatchResult, codes: list[str]) -> None:
+def check_costs(
+    operations: Sequence[Operation], result: BatchResult, codes: list[str], copied: Mapping[int, Counter[str]]
+) -> None:
     """Each operation that changed something wrote one row, besides those of parents that it made.
+
+    A copy wrote one for each entry; a restore either a new content or one that revives.
+
+    Args:
+        operations: The batch.
+        result: Its verdicts.
+        codes: The ops of the rows that it wrote.
+        copied: By the operation's index: the ops that each copy of a batch of its own had to write.
 
     Raises:
         Difference: it wrote more, or fewer.
     """
-    want = {"c": 0, "m": 0, "d": 0, "f": 0}
-    for operation, verdict in zip(operations, result.verdicts, strict=True):
+    want: Counter[str] = Counter()
+    restores = copies = 0
+    for index, (operation, verdict) in enumerate(zip(operations, result.verdicts, strict=True)):
         if verdict.error is None and verdict.changed:
             match operation:
                 case CommitFile():
@@ -172,17 +204,28 @@ def check_costs(operations: Sequence[Operation], result: BatchResult, codes: lis
                     want["m"] += 1
                 case Delete():
                     want["d"] += 1
-    have = {code: codes.count(code) for code in want}
-    expect(have["f"] >= want["f"], "rows of folders:", have, "operations:", want)
-    expect(all(have[c] == want[c] for c in "cmd"), "rows:", have, "operations:", want)
+                case Restore():
+                    restores += 1
+                case Copy():
+                    copies += 1
+                    want += copied.get(index, Counter())
+    have = Counter(codes)
     parents = sum(_depth(operation) for operation in operations)
-    expect(have["f"] - want["f"] <= parents, "rows of parents:", have, "operations:", want)
+    is_known = copies == len(copied)
+    expect(all(have[c] == want[c] for c in "md"), "rows:", have, "operations:", want)
+    expect(have["f"] >= want["f"], "rows of folders:", have, "operations:", want)
+    expect(have["c"] + have["r"] >= want["c"] + restores, "rows of contents:", have, "operations:", want)
+    if is_known:
+        expect(have["c"] + have["r"] == want["c"] + restores, "rows of contents:", have, "operations:", want)
+        expect(have["f"] - want["f"] <= parents, "rows of parents:", have, "operations:", want)
 
 
 def _depth(operation: Operation) -> int:
     match operation:
-        case CommitFile(path=path) | CreateFolder(path=path) | Move(to_path=path):
+        case CommitFile(path=path) | CreateFolder(path=path) | Move(to_path=path) | Copy(to_path=path):
             return path.count("/")
+        case Restore(path=path):  # by its id, a file comes back with all the folders that it was in
+            return path.count("/") or MAX_DEPTH
     return 0
 
 

@@ -4,9 +4,11 @@ import random
 
 from tests.journal.truth import FILE, FOLDER, Node, Truth
 from tests.journal.world import CONTENTS, commit_operation
-from wire.api import CreateFolder, Delete, Move, Operation, WriteMode
+from wire.api import Copy, CreateFolder, Delete, Move, Operation, Restore, WriteMode
 from wire.ids import EntryId, Jid, NsId, format_file_id, format_rev
 
+MAX_LIVE = 40
+"""Entries of a tree from which on nothing more is copied."""
 NAMES = ["a", "A", "b", "B", "é", "É", "c.txt"]
 
 
@@ -30,18 +32,24 @@ class Draw:
             return self._swap()
         if kind < 0.87:
             return self._rescue()
-        if kind < 0.92:
+        if kind < 0.91:
             return self._short_lived()
+        if kind < 0.94:
+            return self._revived()
         return [self._one() for _ in range(rng.randint(2, 5))]
 
     def _one(self) -> Operation:
         kind = self._rng.random()
-        if kind < 0.30:
+        if kind < 0.27:
             return self._commit()
-        if kind < 0.42:
+        if kind < 0.37:
             return CreateFolder(path=self._place(), autorename=self._rng.random() < 0.2)
-        if kind < 0.72:
+        if kind < 0.60:
             return self._move()
+        if kind < 0.68:
+            return self._copy()
+        if kind < 0.78:
+            return self._restore()
         return self._delete()
 
     def _first(self) -> list[Operation]:
@@ -84,6 +92,40 @@ class Draw:
             to = self._place()
         return Move(from_path=self._name(node), to_path=to, autorename=rng.random() < 0.2)
 
+    def _copy(self) -> Operation:
+        rng = self._rng
+        node = self._pick(FOLDER) if rng.random() < 0.5 else self._pick()
+        # Copies of copies would soon be most of the tree.
+        if node is None or len(self._truth.tree) > MAX_LIVE:
+            return self._delete()
+        kind = rng.random()
+        if kind < 0.25:  # beside itself
+            to = self._at(node.parent_id, node.name)
+        elif kind < 0.35:  # below itself
+            to = self._at(node.entry_id, rng.choice(NAMES))
+        else:
+            to = self._place()
+        return Copy(from_path=self._name(node), to_path=to, autorename=rng.random() < 0.4)
+
+    def _restore(self) -> Operation:
+        rng = self._rng
+        revs = sorted(self._truth.revs)
+        if not revs:
+            return self._commit()
+        dead = [jid for jid in revs if not self._truth.is_live(self._truth.revs[jid].entry_id)]
+        jid = rng.choice(dead if dead and rng.random() < 0.7 else revs)
+        node = self._truth.nodes[self._truth.revs[jid].entry_id]
+        if rng.random() < 0.03:
+            jid = rng.randint(0, self._truth.head + 2)
+        kind = rng.random()
+        if kind < 0.4:
+            path = self._id(node)
+        elif kind < 0.7:  # where it is, or was, if that folder is there still
+            path = self._at(node.parent_id, node.name)
+        else:
+            path = self._place()
+        return Restore(path=path, rev=format_rev(self._ns_id, Jid(jid)))
+
     def _delete(self) -> Operation:
         rng = self._rng
         node = self._pick(FOLDER) if rng.random() < 0.6 else self._pick()
@@ -118,6 +160,22 @@ class Draw:
             Move(from_path=self._id(node), to_path=self._place(), autorename=True),
             Delete(path=self._id(folder)),
         ]
+
+    def _revived(self) -> list[Operation]:
+        """A folder goes, and a file in it comes back, to be deleted again or copied perhaps."""
+        file = self._pick(FILE)
+        if file is None or not self._truth.is_live(file.entry_id):
+            return [self._one()]
+        doomed = file.parent_id if file.parent_id and self._rng.random() < 0.7 else file.entry_id
+        rev = format_rev(self._ns_id, Jid(file.rev_jid or 0))
+        more = [
+            [],
+            [Delete(path=self._id(file))],
+            [Copy(from_path=self._id(file), to_path=self._at(0, "copy"), autorename=True)],
+            [Move(from_path=self._id(file), to_path=self._at(0, "moved"), autorename=True)],
+        ]
+        back = Restore(path=self._id(file), rev=rev)
+        return [Delete(path=format_file_id(self._ns_id, EntryId(doomed))), back, *self._rng.choice(more)]
 
     def _short_lived(self) -> list[Operation]:
         """Something that is gone again when the batch ends."""

@@ -12,8 +12,8 @@ import pytest
 from msgspec import structs
 from psycopg import sql
 
-from metaserver.model import delta, tree, write
-from metaserver.model.rows import Content, Entry, JournalOp, Kind
+from metaserver.model import delta, operations, places, tree, write
+from metaserver.model.rows import Content, Entry, JournalOp, Kind, SameContent
 from metaserver.services import reads, writes
 from metaserver.storage import journal, listing
 from sharding import tx
@@ -78,7 +78,7 @@ def _change_appends(patch: Patch, change: Callable[[write.Batch, dict[str, Any]]
         *,
         prev_jid: Jid | None,
         old_path: str | None = None,
-        content: Content | None = None,
+        content: Content | SameContent | None = None,
     ) -> None:
         how = {"op": op, "entry": entry, "prev_jid": prev_jid, "old_path": old_path, "content": content}
         change(self, how)
@@ -133,7 +133,7 @@ def _fresh_ids(patch: Patch, _: World) -> None:
 
 @rule("a name is unique among the live children of a folder", "DROP INDEX ns.entries_by_name")
 def _unique_names(patch: Patch, _: World) -> None:
-    patch.setattr(write.Batch, "_free_place", lambda _self, place, _autorename, mover: place)
+    patch.setattr(places.Places, "get_free", lambda _self, place, _autorename, mover: place)
 
 
 @rule("rows of the journal never change")
@@ -259,7 +259,7 @@ def _outbox(patch: Patch, _: World) -> None:
 def _one_row(patch: Patch, _: World) -> None:
     move = write.Batch._move
 
-    def twice(self: write.Batch, request: write.MoveRequest) -> write.Outcome:
+    def twice(self: write.Batch, request: operations.MoveRequest) -> operations.Outcome:
         outcome = move(self, request)
         if outcome.is_changed and outcome.entry.kind is Kind.FOLDER:
             again = replace(outcome.entry, last_jid=Jid(self.head + 1))

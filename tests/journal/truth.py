@@ -91,6 +91,9 @@ Tree = dict[int, Shown]
 class Rev:
     """What the row that made a rev says of it."""
 
+    entry_id: int
+    size: int
+    content_hash: bytes
     at_us: int
     client_modified_us: int
     blocklist: bytes
@@ -141,6 +144,17 @@ class Truth:
     def children(self, folder: int, jid: int) -> Tree:
         """The live children of a folder as of a jid."""
         return {i: shown for i, shown in self.tree_at(jid).items() if shown[0] == folder}
+
+    def below(self, folder: int) -> list[int]:
+        """What lives below a folder, at any depth."""
+        found: list[int] = []
+        for entry_id in self.tree:
+            at = entry_id
+            while at and at != folder:
+                at = self.nodes[at].parent_id
+            if at == folder and entry_id != folder:
+                found.append(entry_id)
+        return found
 
     # ---- Reading
 
@@ -202,14 +216,19 @@ class Truth:
             expect(entry_id > max(self.nodes, default=0), "entry id", entry_id, "is not above the others")
             expect(prev_jid is None and op in "cf" and not is_deleted, "a first row:", row)
         else:
-            expect(self.is_live(entry_id), "jid", jid, "changes a dead entry")
+            expect(
+                self.is_live(entry_id) == (op != "r"),
+                "jid",
+                jid,
+                "changes a dead entry, or revives a live one",
+            )
             expect(prev_jid == old.last_jid, "prev_jid of", jid, "is", prev_jid, "and not", old.last_jid)
-            expect(op in "cmd" and kind == old.kind, "a later row:", row)
+            expect(op in "cmdr" and kind == old.kind, "a later row:", row)
             expect(is_deleted == (op == "d"), "is_deleted of", jid)
-            expect(op == "m" or (parent_id, name) == (old.parent_id, old.name), "op", op, "moves:", row)
+            expect(op in "mr" or (parent_id, name) == (old.parent_id, old.name), "op", op, "moves:", row)
         expect(old_path == (self.path_of(entry_id) if op in "md" else None), "old_path of", jid, old_path)
-        expect(kind == {"c": FILE, "f": FOLDER}.get(op, kind), "op and kind of", jid)
-        made = op == "c"
+        expect(kind == {"c": FILE, "r": FILE, "f": FOLDER}.get(op, kind), "op and kind of", jid)
+        made = op in "cr"
         contents = (size, client_us, content_hash, blocklist)
         expect(all((part is not None) == made for part in contents), "the content of jid", jid, contents)
         kept_rev = old.rev_jid if old else None
@@ -220,7 +239,7 @@ class Truth:
             if not made:
                 node = replace(node, size=old.size, content_hash=old.content_hash)
         if made:
-            self.revs[jid] = Rev(at_us, client_us, blocklist)
+            self.revs[jid] = Rev(entry_id, size, content_hash, at_us, client_us, blocklist)
         self.nodes[entry_id] = node
         self.head, self._at_us = jid, at_us
         self._raw.append(row)

@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from sharding.tables import ByteChar
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -28,6 +30,15 @@ def upgrade() -> None:
     op.add_column(
         "accounts",
         sa.Column("quota_bytes", sa.BigInteger(), comment="null: the cluster's default"),
+        schema="ns",
+    )
+    op.alter_column(
+        "server_file_journal",
+        "op",
+        comment="c content, f folder, m move, d delete, r restore",
+        existing_comment="c content, f folder, m move, d delete",
+        existing_type=ByteChar(),
+        existing_nullable=False,
         schema="ns",
     )
     op.create_index(
