@@ -14,10 +14,11 @@ from blockserver.storage.index import BlockIndex
 from blockserver.storage.sessions import SessionIndex
 from blockserver.stores import open_backend
 from runtime.bodies import ByteBudget
+from runtime.keyfiles import KeyFiles
 from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
-from runtime.settings import make_rates, read_ring
+from runtime.settings import make_rates
 from runtime.tokens import open_verifier
 
 
@@ -27,7 +28,8 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     block_metrics = BlockMetrics(metrics.registry)
     backend = open_backend(settings)
     stack.push_async_callback(backend.close)
-    service_keys = read_ring(settings.service_keys_file)
+    keys = KeyFiles(metrics.registry)
+    service_keys = keys.ring("service", settings.service_keys_file)
     metaservers = ServiceClient(settings.metaserver_urls, service_keys, ca_file=settings.ca_file)
     await stack.enter_async_context(metaservers)
     index = BlockIndex(metaservers)
@@ -38,11 +40,15 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     uploads = UploadService(index, backend, block_metrics)
     sessions = SessionIndex(metaservers)
     direct = DirectService(sessions, index, backend, uploads, upload_budget, block_metrics)
+    verifier = await open_verifier(settings, settings.token_verify_keys_file.read_bytes(), stack)
+    keys.tokens(settings.token_verify_keys_file, verifier)
+    keys.start()
+    stack.push_async_callback(keys.stop)
     return make_app(
         Parts(
             metrics=metrics,
             block_metrics=block_metrics,
-            verifier=await open_verifier(settings, settings.token_verify_keys_file.read_bytes(), stack),
+            verifier=verifier,
             service_keys=service_keys,
             backend=backend,
             uploads=uploads,

@@ -23,11 +23,12 @@ from metaserver.services.usage import UsageService
 from metaserver.services.writes import WriteService
 from metaserver.settings import MetaserverSettings
 from runtime.bodies import Bodies, ByteBudget
+from runtime.keyfiles import KeyFiles
 from runtime.metrics import ServerMetrics
 from runtime.oidc import read_linking_issuers
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
-from runtime.settings import make_rates, read_ring
+from runtime.settings import make_rates
 from runtime.tokens import TokenIssuer, open_verifier
 from sharding.metrics import ShardCollector
 from sharding.router import Router
@@ -37,7 +38,8 @@ from sharding.tx import Transactions
 async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
     """A metaserver's application, its background work begun."""
     metrics = ServerMetrics()
-    service_keys = read_ring(settings.service_keys_file)
+    keys = KeyFiles(metrics.registry)
+    service_keys = keys.ring("service", settings.service_keys_file)
     token_keys = settings.token_keys_file.read_bytes()
     router = Router(settings.directory_dsn, settings.map_file, "metaserver")
     metrics.registry.register(ShardCollector(router))
@@ -67,18 +69,22 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     targets = TargetService(
         transactions, blockservers, settings.told(settings.blockserver_urls), service_keys
     )
-    cursor_keys = read_ring(settings.cursor_keys_file)
+    cursor_keys = keys.ring("cursor", settings.cursor_keys_file)
+    verifier, issuer = await open_verifier(settings, token_keys, stack), TokenIssuer(token_keys)
+    keys.tokens(settings.token_keys_file, verifier, issuer)
+    keys.start()
+    stack.push_async_callback(keys.stop)
     return make_app(
         Parts(
             metrics=metrics,
-            verifier=await open_verifier(settings, token_keys, stack),
+            verifier=verifier,
             service_keys=service_keys,
             router=router,
             writes=writes,
             reads=ReadService(transactions, access, cursor_keys),
             history=HistoryService(transactions, access),
             search=SearchService(transactions, access, cursor_keys),
-            devices=DeviceService(transactions, access, TokenIssuer(token_keys)),
+            devices=DeviceService(transactions, access, issuer),
             blocks=BlockService(transactions, access),
             heads=HeadService(router),
             bodies=Bodies(ByteBudget(settings.body_memory_bytes)),

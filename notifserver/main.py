@@ -10,10 +10,10 @@ from notifserver.services.heads import HeadsUpstream
 from notifserver.services.metrics import NotifMetrics
 from notifserver.services.polls import PollLimits, PollService
 from notifserver.settings import NotifserverSettings
+from runtime.keyfiles import KeyFiles
 from runtime.metrics import ServerMetrics
 from runtime.process import run_server
 from runtime.rpc import ServiceClient
-from runtime.settings import read_ring
 
 SPARE_FILES = 1_000
 """Descriptors for everything that is not a poll; connections that keep alive between two polls count too."""
@@ -23,7 +23,11 @@ async def build(settings: NotifserverSettings, stack: AsyncExitStack) -> tornado
     """All objects of the process."""
     metrics = ServerMetrics()
     notif_metrics = NotifMetrics(metrics.registry)
-    service_keys = read_ring(settings.service_keys_file)
+    keys = KeyFiles(metrics.registry)
+    service_keys = keys.ring("service", settings.service_keys_file)
+    cursor_keys = keys.ring("cursor", settings.cursor_keys_file)
+    keys.start()
+    stack.push_async_callback(keys.stop)
     metaservers = await stack.enter_async_context(
         ServiceClient(settings.metaserver_urls, service_keys, ca_file=settings.ca_file)
     )
@@ -31,7 +35,7 @@ async def build(settings: NotifserverSettings, stack: AsyncExitStack) -> tornado
     stack.push_async_callback(upstream.close)
     notif_metrics.unknown_heads.set_function(lambda: upstream.unanswered_count)
     limits = PollLimits(settings.max_polls, settings.max_polls_per_account)
-    polls = PollService(read_ring(settings.cursor_keys_file), upstream, limits, notif_metrics)
+    polls = PollService(cursor_keys, upstream, limits, notif_metrics)
     upstream.connect(polls)
     return make_app(polls, service_keys, metrics)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from ops.commands import backup, blocks, cluster, dev, device, identity, restore, user
+from ops.commands import backup, blocks, cluster, dev, device, identity, keys, restore, user
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
@@ -38,6 +38,7 @@ app.add_typer(namespace_app, name="namespace")
 app.add_typer(blocks.app, name="blocks")
 app.add_typer(backup.app, name="backup")
 app.add_typer(restore.app, name="restore")
+app.add_typer(keys.app, name="keys")
 app.command()(migrate)
 app.command()(doctor)
 

@@ -47,6 +47,24 @@ def generate_keys() -> tuple[bytes, bytes]:
     return sets[0], sets[1]
 
 
+def key_ids(keys: bytes) -> list[str]:
+    """The ids in a key set, the signing one first."""
+    return [jwk["kid"] for jwk in msgspec.json.decode(keys, type=_KeySet).keys]
+
+
+def _public_keys(keys: bytes) -> dict[str, Ed25519PublicKey]:
+    found: dict[str, Ed25519PublicKey] = {}
+    for jwk in msgspec.json.decode(keys, type=_KeySet).keys:
+        key = OKPAlgorithm.from_jwk(dict(jwk))
+        if isinstance(key, Ed25519PrivateKey):
+            key = key.public_key()
+        if isinstance(key, Ed25519PublicKey):
+            found[jwk["kid"]] = key
+    if not found:
+        raise ValueError("the key set holds no Ed25519 key")
+    return found
+
+
 class TokenIssuer:
     """Signs access tokens."""
 
@@ -57,6 +75,10 @@ class TokenIssuer:
             raise ValueError("the first token key is not a private Ed25519 key")
         self._key = key
         self._kid = jwk["kid"]
+
+    def replace(self, fresh: "TokenIssuer") -> None:
+        """Sign with another issuer's key from now on."""
+        self._key, self._kid = fresh._key, fresh._kid
 
     def issue(self, caller: DeviceCaller) -> str:
         """A token that names account and device for the next hour."""
@@ -88,16 +110,19 @@ class TokenVerifier:
         self, keys: bytes, *, leeway_s: float = DEFAULT_LEEWAY_S, outside: OidcVerifier | None = None
     ):
         """`outside`: verifies the tokens of other issuers."""
-        self._keys: dict[str, Ed25519PublicKey] = {}
-        for jwk in msgspec.json.decode(keys, type=_KeySet).keys:
-            key = OKPAlgorithm.from_jwk(dict(jwk))
-            if isinstance(key, Ed25519PrivateKey):
-                key = key.public_key()
-            if isinstance(key, Ed25519PublicKey):
-                self._keys[jwk["kid"]] = key
+        self._keys = _public_keys(keys)
         self._leeway_s = leeway_s
         self._outside = outside
         self._remembered: dict[bytes, _Remembered] = {}
+
+    def replace_keys(self, keys: bytes) -> None:
+        """Verify by another key set from now on.
+
+        Raises:
+            ValueError, KeyError: it is not one; the old keys stay.
+        """
+        self._keys = _public_keys(keys)
+        self._remembered.clear()  # a token of a key that has been taken out must not live on
 
     async def verify(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header.

@@ -30,6 +30,15 @@ class KeyRing:
             raise ValueError("two keys of a ring have one id")
         self.current = keys[0]
 
+    @property
+    def ids(self) -> list[str]:
+        """The keys' ids, the signing one first."""
+        return list(self._keys)
+
+    def replace(self, fresh: "KeyRing") -> None:
+        """Hold another ring's keys from now on: whoever holds this ring uses them with its next call."""
+        self._keys, self.current = fresh._keys, fresh.current
+
     @classmethod
     def parse(cls, text: bytes) -> "KeyRing":
         """A ring from `{"keys": [{"id": …, "secret": base64}]}`."""
