@@ -1,6 +1,8 @@
 """`shardctl doctor`."""
 
+import contextlib
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +11,12 @@ import typer
 from ops.cluster import DIRECTORY_DSN_VARIABLE, find_directory_dsn
 from ops.commands.dev import DataDirOption, layout_of
 from ops.dev_setup import read_record
-from ops.doctor.finding import Verdict
+from ops.doctor.backups import MAX_BACKUP_AGE, check_backups, check_work
+from ops.doctor.finding import Finding, Verdict
 from ops.doctor.run import examine
-from ops.errors import EXIT_FAILURE
+from ops.errors import EXIT_FAILURE, NoCluster
 from ops.output import OutputFormat, OutputOption, print_table, show
+from ops.session import load_map
 
 _URL_VARIABLES = ("SHARDBOX_METASERVER_URLS", "SHARDBOX_BLOCKSERVER_URLS", "SHARDBOX_NOTIFSERVER_URLS")
 
@@ -25,18 +29,44 @@ def doctor(
             "or of the embedded cluster."
         ),
     ] = None,
+    backups: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the backups. Default: that of an embedded cluster that archives."),
+    ] = None,
+    backup_age_h: Annotated[
+        float, typer.Option(min=0, help="How many hours old the newest base backup may be.")
+    ] = MAX_BACKUP_AGE.total_seconds() / 3600,
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Look at the whole cluster; say what is wrong and what to do. Exit status 1 when a check fails."""
     directory_dsn = find_directory_dsn(data_dir)
     findings = examine(directory_dsn, url or _default_urls(data_dir))
+    findings += _check_backups(directory_dsn, backups, timedelta(hours=backup_age_h), data_dir)
     columns = ["check", "of", "verdict", "detail", "remedy"]
     rows = [(f.check, f.subject, f.verdict, f.detail, f.remedy or "") for f in findings]
     is_healthy = all(f.verdict is not Verdict.FAIL for f in findings)
     show({"is_healthy": is_healthy, "findings": findings}, output, lambda: print_table(columns, rows))
     if not is_healthy:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _check_backups(
+    directory_dsn: str, folder: Path | None, max_age: timedelta, data_dir: Path | None
+) -> list[Finding]:
+    """About backups where there is to be any, and about restores in the embedded cluster."""
+    findings: list[Finding] = []
+    is_embedded = data_dir is not None or not os.environ.get(DIRECTORY_DSN_VARIABLE)
+    if is_embedded:
+        layout = layout_of(data_dir)
+        record = read_record(layout)
+        for name in record.database_names:
+            findings += check_work(name, layout.postgres / name / "data")
+        folder = folder or (layout.backups if record.is_archiving else None)
+    if folder is not None:
+        with contextlib.suppress(NoCluster):  # said already
+            findings += check_backups(folder, sorted(load_map(directory_dsn).shards), max_age)
+    return findings
 
 
 def _default_urls(data_dir: Path | None) -> list[str]:

@@ -8,6 +8,7 @@ import psycopg
 
 from metaserver.storage.accounts import RESERVATION_S
 from migrations import Tree
+from ops.doctor.backups import check_archiver, check_restores
 from ops.doctor.finding import Finding, fail, ok, warn
 from ops.doctor.ownership import OwnershipRow
 from ops.migrate import find_revision
@@ -45,10 +46,12 @@ def check_database(subject: str, tree: Tree, dsn: str) -> tuple[list[Finding], l
                 ok("reachable", subject, "answers"),
                 *_check_server(conn, subject),
                 *_check_schema(conn, subject, tree),
+                *check_archiver(conn, subject),
             ]
             if tree is Tree.DIRECTORY or any(f.check == "schema" and f.remedy for f in found):
                 return found, None  # the checks below are written for the newest schema
             found += [*_check_outbox(conn, subject), *_check_reservations(conn, subject)]
+            found += check_restores(conn, subject)
             return found, read_ownership(conn)
     except psycopg.Error as error:
         text = f"does not answer: {str(error).strip()}"

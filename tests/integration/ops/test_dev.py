@@ -9,12 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ops.doctor.backups import check_archiver
 from ops.errors import EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE
 from ops.readiness import http_status
 from tests.restore.course import SHORT, run_course
 from tests.restore.drill import Report
 from tests.support.databases import PgServers
 from tests.support.dev import DevCluster, running_cluster
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -114,6 +116,26 @@ async def test_a_lost_shard_and_a_lost_directory_come_back(dev_cluster: DevClust
     assert report.came_back_from_disk == 5, report
     assert report.other_shards_acked > 10
     assert shardctl(dev_cluster, "backup", "list").stdout.count("shard-1") == 1
+
+
+def test_the_doctor_tells_when_archiving_fails_and_when_it_goes_on(dev_cluster: DevCluster) -> None:
+    wal = dev_cluster.layout.backups / "shard-2" / "wal"
+    with dev_cluster.connect("shard-2") as conn:
+
+        def archiving() -> str:
+            (finding,) = check_archiver(conn, "shard-2")
+            return finding.verdict
+
+        def fill_a_segment() -> None:
+            conn.execute("SELECT pg_logical_emit_message(false, 'test', 'something to archive')")
+            conn.execute("SELECT pg_switch_wal()")
+
+        wal.rename(wal.with_name("away"))
+        fill_a_segment()
+        wait_for(lambda: archiving() == "fail", "the failure being told")
+        wal.with_name("away").rename(wal)
+        fill_a_segment()  # else it waits for a minute before it tries again
+        wait_for(lambda: archiving() == "ok", "the archiver going on", timeout_s=90)
 
 
 def test_down_ends_the_servers_before_their_databases_and_up_brings_the_data_back(
