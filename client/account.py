@@ -6,8 +6,12 @@ the very same one again.
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import secrets
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -22,6 +26,7 @@ from wire.ids import NsId, parse_ns_id
 declare("client.account.link_sent", "client.account.refresh_sent")
 
 _TOKEN_BYTES = 32
+LOCK_POLL_S = 0.05
 KEPT_TOKENS = 48
 """Refresh tokens that are kept after their use, one for each hour of syncing. A server that was restored to a
 moment of the last two days knows one of them still."""
@@ -52,6 +57,23 @@ class Account:
             return self._token
 
     async def _renew(self) -> None:
+        # A command beside a running sync is the same device: two renewals at once would not agree.
+        async with _alone(self._state.path.with_name("token.lock")):
+            if not self._take_stored():
+                await self._renew_alone()
+
+    def _take_stored(self) -> bool:
+        """Whether another process has got a token that is good."""
+        stored, until = (
+            self._state.find_fact("access_token"),
+            float(self._state.find_fact("access_until") or 0),
+        )
+        if stored is None or stored == self._token or time.time() > until:
+            return False
+        self._token, self._good_until = stored, until
+        return True
+
+    async def _renew_alone(self) -> None:
         state = self._state
         following = state.find_fact("next_refresh_token")
         if following is None:
@@ -149,6 +171,21 @@ async def link(
         state.put_fact("former_refresh_tokens", None)
         state.put_fact("link_request", None)
         _put_access(state, linked.access_token, linked.expires_in)
+
+
+@contextlib.asynccontextmanager
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """Hold a lock among processes; the system gives it back if this one dies."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await asyncio.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _put_access(state: State, token: str, expires_in_s: int) -> None:

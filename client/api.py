@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
+from client.limits import Bucket
+from wire.blocks import MAX_PACK_BYTES
 from wire.errors import ErrorBody, InternalError, ShardboxError, Unauthenticated, error_from_info
 from wire.faults import declare, fault_point
 
@@ -78,6 +80,10 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     needs_token: bool = True
     timeout_s: float = REQUEST_TIMEOUT_S
+    up: Bucket | None = None
+    """What the body's bytes are taken from, piece by piece."""
+    down: Bucket | None = None
+    """The same for the answer's."""
 
 
 TokenSource = Callable[[str | None], Awaitable[str]]
@@ -143,17 +149,20 @@ class Api:
             headers["Content-Length"] = str(len(request.body))
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        timeout = aiohttp.ClientTimeout(total=request.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout_s = request.timeout_s
+        for bucket, count in ((request.up, len(request.body)), (request.down, MAX_PACK_BYTES)):
+            timeout_s += 0.0 if bucket is None else bucket.extra_s(count)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         if request.method != "GET":
             fault_point("client.api.send_before")
         async with self._session.request(
             request.method,
             url.rstrip("/") + request.path,
-            data=_in_pieces(request.body) if len(request.body) > PIECE_BYTES else request.body or None,
+            data=_body_of(request),
             headers=headers,
             timeout=timeout,
         ) as answer:
-            body = await answer.read()
+            body = await _read(answer, request.down)
             if request.method != "GET":
                 fault_point("client.api.send_after")
             if answer.status < 400:
@@ -161,9 +170,32 @@ class Api:
             raise parse_error(answer.status, body, answer.headers.get("Retry-After"))
 
 
-async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+def _body_of(request: Request) -> bytes | AsyncIterator[bytes] | None:
+    if len(request.body) > PIECE_BYTES or (request.up is not None and request.body):
+        return _in_pieces(request.body, request.up)
+    return request.body or None
+
+
+async def _in_pieces(body: bytes, bucket: Bucket | None) -> AsyncIterator[bytes]:
     for at in range(0, len(body), PIECE_BYTES):
-        yield body[at : at + PIECE_BYTES]
+        piece = body[at : at + PIECE_BYTES]
+        if bucket is not None:
+            await bucket.take(len(piece))
+        yield piece
+
+
+async def _read(answer: aiohttp.ClientResponse, bucket: Bucket | None) -> bytes:
+    if bucket is None or bucket.rate is None:
+        body = await answer.read()
+        if bucket is not None:
+            await bucket.take(len(body))
+        return body
+    pieces: list[bytes] = []
+    # What is not read stays with the server: the line is slowed down, not only the program.
+    async for piece in answer.content.iter_chunked(PIECE_BYTES):
+        await bucket.take(len(piece))
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def backoff_s(attempt: int, *, at_least_s: float | None = None) -> float:

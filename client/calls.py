@@ -6,6 +6,7 @@ import aiohttp
 import msgspec
 
 from client.api import Api, Request, Servers, TokenSource
+from client.limits import Bucket
 from wire import api as wire_api
 from wire import blocks as wire_blocks
 from wire.hashes import BlockHash, parse_hash
@@ -33,6 +34,8 @@ class Calls:
         self.block = Servers(servers.blockservers)
         self.notif = Servers(servers.notifservers)
         self._ns_id = ns_id
+        self.up, self.down = Bucket(), Bucket()
+        """What all transfers of blocks share."""
 
     async def _post(
         self, servers: Servers, path: str, body: msgspec.Struct, answer: type[T], *, needs_token: bool = True
@@ -51,6 +54,34 @@ class Calls:
         """The next page."""
         body = wire_api.ListFolderContinue(cursor)
         return await self._post(self.meta, "/v1/files/list_folder/continue", body, wire_api.ListFolderResult)
+
+    async def list_folder(self, path: str, *, is_recursive: bool) -> wire_api.ListFolderResult:
+        """The first page of a folder's listing."""
+        body = wire_api.ListFolder(path=path, recursive=is_recursive, limit=wire_api.MAX_PAGE_ENTRIES)
+        return await self._post(self.meta, "/v1/files/list_folder", body, wire_api.ListFolderResult)
+
+    async def get_metadata(self, path: str) -> wire_api.Metadata:
+        """One live entry."""
+        body = wire_api.GetMetadata(path=path)
+        return await self._post(self.meta, "/v1/files/get_metadata", body, wire_api.Metadata)
+
+    async def list_revisions(
+        self, path: str, *, limit: int, before_rev: str | None = None
+    ) -> wire_api.ListRevisionsResult:
+        """The newest revs of a file, or those before one."""
+        body = wire_api.ListRevisions(path=path, limit=limit, before_rev=before_rev)
+        return await self._post(self.meta, "/v1/files/list_revisions", body, wire_api.ListRevisionsResult)
+
+    async def restore(self, key: str, path: str, rev: str) -> wire_api.Metadata:
+        """Make a rev the current content, once under this idempotency key."""
+        request = Request(
+            method="POST",
+            path="/v1/files/restore",
+            body=msgspec.json.encode(wire_api.Restore(path=path, rev=rev)),
+            headers={wire_api.IDEMPOTENCY_HEADER: key},
+        )
+        answer = await self._api.send(self.meta, request, patience_s=PATIENCE_S)
+        return msgspec.json.decode(answer, type=wire_api.Metadata)
 
     async def get_blocks(self, rev: str) -> list[BlockHash]:
         """The whole block list of a rev."""
@@ -105,6 +136,7 @@ class Calls:
             path=f"/v1/blocks/{block.hex()}?ns={self._ns_id}",
             body=data,
             content_type="application/octet-stream",
+            up=self.up,
         )
         answer = await self._api.send(self.block, request, patience_s=PATIENCE_S)
         return msgspec.json.decode(answer, type=wire_blocks.PutVerdict)
@@ -116,6 +148,7 @@ class Calls:
             path=f"/v1/blocks/put_pack?ns={self._ns_id}",
             body=pack,
             content_type=wire_blocks.PACK_CONTENT_TYPE,
+            up=self.up,
         )
         answer = await self._api.send(self.block, request, patience_s=PATIENCE_S)
         return msgspec.json.decode(answer, type=wire_blocks.PutPackResult)
@@ -123,7 +156,9 @@ class Calls:
     async def get_pack(self, hashes: list[BlockHash]) -> bytes:
         """Up to 1,000 blocks as a pack."""
         body = wire_blocks.GetPack(ns_id=format_ns_id(self._ns_id), hashes=[h.hex() for h in hashes])
-        request = Request(method="POST", path="/v1/blocks/get_pack", body=msgspec.json.encode(body))
+        request = Request(
+            method="POST", path="/v1/blocks/get_pack", body=msgspec.json.encode(body), down=self.down
+        )
         return await self._api.send(self.block, request, patience_s=PATIENCE_S)
 
     # ---- Devices

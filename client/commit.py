@@ -5,6 +5,7 @@ What each operation was about is stored beside it, so the answer can be understo
 """
 
 import secrets
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -15,6 +16,7 @@ from client.download import format_modified
 from client.model import (
     ROOT,
     Kind,
+    LocalNode,
     Place,
     RemoteNode,
     SendAction,
@@ -23,6 +25,7 @@ from client.model import (
     SendFolder,
     SendMove,
 )
+from client.selection import conflict_name
 from client.settle import (
     note_deleted,
     note_file_added,
@@ -66,6 +69,9 @@ from wire.ids import EntryId, NsId, format_file_id, parse_file_id
 MAX_BATCH_BLOCKS = 100_000
 """Block hashes in one batch: 7 MB of JSON. A single file may have more."""
 
+KEY_LIFE_S = 23 * 3600.0
+"""The server keeps a key for 24 hours; sent later, a request would be carried out a second time."""
+
 _LOOK_AGAIN = {
     e.code for e in (ConflictChanged, ConflictFileAncestor, ConflictFolder, ConflictRev, NotFound, NotAFolder)
 }
@@ -101,10 +107,26 @@ class Committer:
     def __init__(self, state: State, calls: Calls, ns_id: NsId):
         self._state, self._calls, self._ns_id = state, calls, ns_id
 
-    async def send_again(self) -> None:
-        """Send what was stored and has no answer."""
-        for key, body, context in self._state.list_requests():
-            await self._send(key, body, _decoder.decode(context))
+    async def send_again(self) -> bool:
+        """Send what was stored and has no answer; True if something is too old for that (drop_stale)."""
+        now, has_stale = time.time(), False
+        for key, body, context, made_at in self._state.list_requests():
+            if _is_stale(made_at, now):
+                has_stale = True
+            else:
+                await self._send(key, body, _decoder.decode(context))
+        return has_stale
+
+    def drop_stale(self) -> None:
+        """Forget requests whose key the server may have forgotten; the listing has been read since.
+
+        Whether they were carried out shows in the trees, and the next plan goes on from there.
+        """
+        now = time.time()
+        for key, _, _, made_at in self._state.list_requests():
+            if _is_stale(made_at, now):
+                with self._state.tx("verdicts"):
+                    self._state.delete_request(key)
 
     async def send(self, actions: Sequence[SendAction], prepared: dict[int, Prepared]) -> list[Failed]:
         """One batch of the first of these actions (files need their Prepared); gives what was refused.
@@ -164,7 +186,7 @@ class Committer:
             note_deleted(trees, context.id)
             return
         assert verdict.metadata is not None, "a verdict has metadata or an error"
-        r = parse_entry(verdict.metadata, trees.remote.get(parse_entry_id(verdict.metadata.id)))
+        r = parse_entry(verdict.metadata, trees.find_remote(parse_entry_id(verdict.metadata.id)))
         match context.sent:
             case Sent.FOLDER:
                 note_folder_sent(trees, context.id, context.place, r)
@@ -203,28 +225,27 @@ class Committer:
                 )
                 return operation, OpContext(Sent.DELETE, node_id, s.place)
             case SendFolder(node_id, autorename) if here is not None:
-                operation = CreateFolder(path=self._by_place(here.place), autorename=autorename)
+                path = self._by_place(self._free_place(here))
+                operation = CreateFolder(path=path, autorename=autorename)
                 return operation, OpContext(Sent.FOLDER, node_id, here.place)
             case SendMove(node_id, is_passing) if here is not None:
-                place = here.place
+                place, target = here.place, self._free_place(here)
                 if is_passing:
-                    place = Place(ROOT, f"{here.name[:50]} (moving {secrets.token_hex(4)})")
+                    place = target = Place(ROOT, f"{here.name[:50]} (moving {secrets.token_hex(4)})")
                 operation = Move(
-                    from_path=self._by_id(node_id), to_path=self._by_place(place), autorename=True
+                    from_path=self._by_id(node_id), to_path=self._by_place(target), autorename=True
                 )
                 return operation, OpContext(Sent.MOVE, node_id, place)
             case SendFile(node_id) if here is not None and node_id in prepared:
-                return self._file_operation(node_id, here.place, s.rev if s else "", prepared[node_id])
+                return self._file_operation(here, s.rev if s else "", prepared[node_id])
             case _:
                 return None
 
-    def _file_operation(
-        self, node_id: int, place: Place, rev: str, ready: Prepared
-    ) -> tuple[Operation, OpContext]:
-        is_new = node_id < 0
+    def _file_operation(self, here: LocalNode, rev: str, ready: Prepared) -> tuple[Operation, OpContext]:
+        node_id, is_new = here.id, here.id < 0
         hashed = ready.hashed
         operation = CommitFile(
-            path=self._by_place(place) if is_new else self._by_id(node_id),
+            path=self._by_place(self._free_place(here)) if is_new else self._by_id(node_id),
             blocks=[block.hex() for block in hashed.blocks],
             size=hashed.fingerprint.size,
             content_hash=hashed.content.hex(),
@@ -234,7 +255,13 @@ class Committer:
             autorename=True,
         )
         sent = Sent.ADD if is_new else Sent.UPDATE
-        return operation, OpContext(sent, node_id, place, hashed.content)
+        return operation, OpContext(sent, node_id, here.place, hashed.content)
+
+    def _free_place(self, here: LocalNode) -> Place:
+        """Where the entry is on the disk, or beside what is hidden there; the disk then follows."""
+        if self._state.trees.hidden.child(here.parent, here.name) is None:
+            return here.place
+        return Place(here.parent, conflict_name(here.name, is_folder=here.kind is Kind.FOLDER))
 
     def _by_id(self, node_id: int) -> str:
         return format_file_id(self._ns_id, EntryId(node_id))
@@ -249,6 +276,11 @@ class Committer:
             names.append(node.name)
             parent = node.parent
         return "/".join([self._by_id(parent), *reversed(names)])
+
+
+def _is_stale(made_at: float, now: float) -> bool:
+    # A clock that was set back says nothing about a request's age.
+    return not 0 <= now - made_at < KEY_LIFE_S
 
 
 def parse_entry_id(text: str) -> int:

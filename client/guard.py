@@ -40,9 +40,11 @@ class DeletionGuard:
         while self._deleted and self._deleted[0][0] < now - GUARD_WINDOW_S:
             self._deleted.popleft()
         recent = sum(count for _, count in self._deleted)
-        count, total = entries + recent, len(self._trees.synced) + recent
+        # A plan need not hold all that is gone here: later plans are about the rest.
+        gone = max(entries, self._trees.count_gone_here())
+        count, total = gone + recent, len(self._trees.synced) + recent
         if count > max(GUARD_ENTRIES, GUARD_SHARE * total) and not self._may_delete(count, total):
-            self.held = entries
+            self.held = gone
             return [x for x in sends if not isinstance(x, SendDelete)]
         self._deleted.append((now, entries))
         return sends

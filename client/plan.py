@@ -45,6 +45,9 @@ from client.model import (
 from client.removal import Removals
 from client.trees import Trees
 
+ENOUGH_ACTIONS = 2_000
+"""Two full batches: what is planned beyond that would be planned again before its turn comes."""
+
 
 @dataclass(slots=True)
 class Plan:
@@ -56,18 +59,28 @@ class Plan:
     hash: list[Hash] = field(default_factory=list)
     waiting: dict[int, set[int]] = field(default_factory=dict)
     """Who has to wait, and for whom."""
+    is_whole: bool = False
+    """Whether all that was asked about has been looked at."""
 
     def actions(self) -> list[Action]:
         """All of it."""
         return [*self.settle, *self.disk, *self.send, *self.hash]
 
 
-def make_plan(trees: Trees, ids: Iterable[int] | None = None) -> Plan:
-    """What can be done now about these ids, or about all that are out of step."""
+def make_plan(trees: Trees, ids: Iterable[int] | None = None, *, enough: int = ENOUGH_ACTIONS) -> Plan:
+    """What can be done now about these ids, in their order, or about all that are out of step.
+
+    With `enough` to do it does not look further: who carries it out asks again anyway. Deletions do not
+    count, as they may have to wait for an answer.
+    """
     planner = _Planner(trees)
-    for node_id in sorted(trees.dirty if ids is None else ids, key=abs):
+    for node_id in trees.dirty if ids is None else ids:
         planner.decide(node_id)
-    planner.break_cycles()
+        if planner.count >= enough:
+            break
+    else:
+        planner.plan.is_whole = True
+        planner.break_cycles()
     # A stable sort: new folders stay in the order of their depth. Moves come before commits, as a commit that
     # loses becomes another entry.
     planner.plan.send.sort(key=lambda action: _SEND_ORDER[type(action)])
@@ -80,6 +93,7 @@ _SEND_ORDER = {SendFolder: 0, SendMove: 1, SendDelete: 2, SendFile: 3}
 class _Planner:
     def __init__(self, trees: Trees):
         self.remote, self.synced, self.local = trees.remote, trees.synced, trees.local
+        self.hidden = trees.hidden
         self.removals = Removals(trees)
         self.plan = Plan()
         self._decided: set[int] = set()
@@ -87,6 +101,13 @@ class _Planner:
         """New folders that this plan sends under their own name: what is new in them can go along."""
         self._waiting_sends: set[int] = set()
         self._waiting_moves: set[int] = set()
+        self._deletes = 0
+
+    @property
+    def count(self) -> int:
+        """How much there is to do, without deletions."""
+        plan = self.plan
+        return len(plan.settle) + len(plan.disk) + len(plan.hash) + len(plan.send) - self._deletes
 
     def decide(self, node_id: int) -> None:
         """Look at one entry."""
@@ -203,7 +224,7 @@ class _Planner:
     def _depart(self, here: LocalNode) -> None:
         holder = None
         if here.parent < ROOT:
-            self.decide(here.parent)
+            self._decide_above(here)
             has_parent = here.parent in self._folders
         else:
             has_parent = here.parent == ROOT or here.parent in self.remote
@@ -217,17 +238,25 @@ class _Planner:
         else:
             self._depart_file(here, holder)
 
+    def _decide_above(self, here: LocalNode) -> None:
+        """Decide on the new folders above, the uppermost first: a tree may be deeper than Python's stack."""
+        above = [x for x in (here.parent, *self.local.ancestors(here.parent)) if x < ROOT]
+        for node_id in reversed(above):
+            self.decide(node_id)
+
     def _depart_folder(self, here: LocalNode, holder: int | None) -> None:
-        if here.is_kept and not self.removals.has_company(here.id):
+        r = self.remote.get(holder) if holder is not None else None
+        if r is not None and r.kind is Kind.FOLDER and r.id not in self.local:
+            self.plan.settle.append(Adopt(here.id, r.id))
+        elif here.is_kept and not self.removals.has_company(here.id):
             if not self.local.has_children(here.id):
                 self.plan.disk.append(RemoveFolder(here.id))
-            return
-        r = self.remote.get(holder) if holder is not None else None
-        if r is None:
+        elif r is None and self.hidden.child(here.parent, here.name) is not None:
+            # It gets another name (selection.py); what is in it goes along when that is known.
+            self._add_send(SendFolder(here.id, autorename=True))
+        elif r is None:
             self._folders.add(here.id)
             self._add_send(SendFolder(here.id))
-        elif r.kind is Kind.FOLDER and r.id not in self.local:
-            self.plan.settle.append(Adopt(here.id, r.id))
         elif self._is_leaving(r.id):
             self.plan.waiting[here.id] = {r.id}
         else:
@@ -264,6 +293,7 @@ class _Planner:
             if waits:
                 self.plan.waiting[s.id] = set(waits)
             else:
+                self._deletes += 1
                 self._add_send(SendDelete(s.id))
 
     def _is_covered(self, r: RemoteNode) -> bool:

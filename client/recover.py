@@ -73,13 +73,11 @@ def _finish_replacement(step: Step) -> None:
 
 def _remove_temps(folder: Folder, state: State) -> None:
     """A temporary file is named for entry and content: those still wanted are taken up again."""
-    wanted = {
-        temp_name(node.id, node.content)
-        for node_id in state.trees.dirty
-        if (node := state.trees.remote.get(node_id)) is not None and node.kind is Kind.FILE
-    }
+    trees = state.trees
     for name in os.listdir(folder.tmp):
-        if name not in wanted:
+        node_id = name.partition(b"-")[0]
+        r = trees.remote.get(int(node_id)) if node_id.isdigit() else None
+        if r is None or name != temp_name(r.id, r.content) or r.id not in trees.dirty:
             os.unlink(folder.tmp + b"/" + name)
 
 

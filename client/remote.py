@@ -4,13 +4,17 @@ A listing is *new* while it has not once come to its end: what it does not show 
 but nothing is deleted for that, as a listing that began anew may be of a server that lost something.
 """
 
+import sqlite3
+
 import msgspec
 
 from client.calls import Calls
 from client.commit import parse_entry, parse_entry_id
 from client.model import Kind
+from client.selection import place
 from client.settle import detach
 from client.state import State
+from client.tree import iter_ids
 from wire.api import MAX_PAGE_ENTRIES, ListFolderResult, Metadata, Tag
 from wire.errors import CursorReset, InvalidCursor, ShardboxError
 from wire.ids import LOST_IDS, parse_rev
@@ -72,13 +76,17 @@ class Remote:
 
     def _stage(self, page: ListFolderResult, *, is_first: bool) -> None:
         state = self._state
+        has_exclusions = bool(state.list_exclusions())
         with state.tx("page" if page.has_more else "listed") as conn:
             if is_first:
                 conn.execute("DELETE FROM relisted")
                 state.put_fact("is_new_listing", "1")
             is_new = state.find_fact("is_new_listing") is not None
             for entry in page.entries:
-                self._stage_entry(entry, is_new=is_new)
+                self._stage_entry(conn, entry, is_new=is_new)
+                if has_exclusions:
+                    # Which side it belongs to shows when the folders above are known.
+                    conn.execute("INSERT OR IGNORE INTO touched VALUES (?)", (parse_entry_id(entry.id),))
                 if is_new:
                     conn.execute("INSERT OR IGNORE INTO relisted VALUES (?)", (parse_entry_id(entry.id),))
             state.put_fact("cursor", page.cursor)
@@ -86,24 +94,23 @@ class Remote:
             if not page.has_more:
                 state.put_fact("cursor_jid", str(page.jid))
                 if state.find_fact("is_new_listing") is not None:
-                    self._end_new_listing({row[0] for row in conn.execute("SELECT id FROM relisted")})
-                    conn.execute("DELETE FROM relisted")
+                    self._end_new_listing(conn)
                     state.put_fact("is_new_listing", None)
-                if state.find_fact("has_orphans") is not None:
-                    self._drop_unreachable()
-                    state.put_fact("has_orphans", None)
+                self._drop_unreachable(conn)
+                for node_id in iter_ids(conn, "touched"):
+                    place(state.trees, node_id)
+                conn.execute("DELETE FROM touched")
 
-    def _stage_entry(self, entry: Metadata, *, is_new: bool) -> None:
+    def _stage_entry(self, conn: sqlite3.Connection, entry: Metadata, *, is_new: bool) -> None:
         trees = self._state.trees
         entry_id = parse_entry_id(entry.id)
-        known = trees.remote.get(entry_id)
+        known = trees.find_remote(entry_id)
         is_stale = known is not None and entry.jid is not msgspec.UNSET and entry.jid < known.jid
         if is_stale and not is_new:
             return
         if entry.tag is Tag.DELETED:
             # This entry alone: what lies below may yet be moved out by a later page.
-            if trees.remote.has_children(entry_id):
-                self._state.put_fact("has_orphans", "1")
+            conn.execute("INSERT OR IGNORE INTO orphaned VALUES (?)", (entry_id,))
             trees.drop_remote(entry_id)
             return
         try:
@@ -118,13 +125,16 @@ class Remote:
         elif node.kind is Kind.FILE and known is not None and known.rev != node.rev:
             self._state.delete_remote_blocks(entry_id)
 
-    def _end_new_listing(self, shown: set[int]) -> None:
+    def _end_new_listing(self, conn: sqlite3.Connection) -> None:
         """What a listing that began anew does not show is a local addition now, whatever it was before."""
         trees = self._state.trees
-        for node_id in [x for x in trees.remote if x not in shown]:
-            trees.drop_remote(node_id)
-        for node_id in list(trees.synced):
-            r, s = trees.remote.get(node_id), trees.synced.get(node_id)
+        for tree in (trees.remote, trees.hidden):
+            for node_id in tree:
+                if conn.execute("SELECT 1 FROM relisted WHERE id = ?", (node_id,)).fetchone() is None:
+                    trees.drop_remote(node_id)
+        conn.execute("DELETE FROM relisted")
+        for node_id in trees.synced:
+            r, s = trees.find_remote(node_id), trees.synced.get(node_id)
             assert s is not None, "taken from the tree"
             is_older = r is not None and r.rev != s.rev and _rev_jid(r.rev) < _rev_jid(s.rev)
             if r is not None and not is_older:
@@ -134,10 +144,15 @@ class Remote:
             else:
                 trees.drop_synced(node_id)
 
-    def _drop_unreachable(self) -> None:
+    def _drop_unreachable(self, conn: sqlite3.Connection) -> None:
+        """A deleted folder stands for what was below it and has not been moved out by now."""
         trees = self._state.trees
-        for node_id in [x for x in trees.remote if not trees.remote.is_reachable(x)]:
-            trees.drop_remote(node_id)
+        for gone in iter_ids(conn, "orphaned"):
+            if trees.find_remote(gone) is None:
+                for tree in (trees.remote, trees.hidden):
+                    for node_id in [*tree.below(gone)]:
+                        trees.drop_remote(node_id)
+        conn.execute("DELETE FROM orphaned")
 
 
 def _rev_jid(rev: str) -> int:

@@ -12,6 +12,7 @@ class Removals:
 
     def __init__(self, trees: Trees):
         self._remote, self._synced, self._local = trees.remote, trees.synced, trees.local
+        self._hidden = trees.hidden
         self._news: dict[int, bool] = {}
         self._movers: dict[int, frozenset[int]] = {}
         self._stays: dict[int, bool | None] = {}
@@ -45,7 +46,9 @@ class Removals:
                 self._movers[at] = frozenset({at}) if is_mover else frozenset()
                 continue
             below = self._remote.children(at)
-            self._news[at] = self._differs(at) or any(self._news[x] for x in below)
+            # What is left out here has not been seen by whoever deletes here.
+            is_news = self._differs(at) or self._hidden.has_children(at)
+            self._news[at] = is_news or any(self._news[x] for x in below)
             self._movers[at] = frozenset().union(*(self._movers[x] for x in below))
 
     def _is_gone_here(self, node_id: int) -> bool:

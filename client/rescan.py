@@ -3,19 +3,22 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from client.disk import rename_new
 from client.folder import Folder
 from client.match import Matcher
 from client.model import Kind
 from client.reading import FileChanging, NotAFile, hash_file
-from client.scan import Listing, Seen, scan_all, scan_some
+from client.scan import Lister
 from client.state import State
 from client.trees import Trees
 
 MAX_FOLDERS = 1_000
 """More folders than this at once: a whole scan is as quick and leaves no doubt."""
 MAX_WIDENINGS = 3
+MAX_CONFLICT_NAMES = 100
+"""Names tried for one of two that differ in case only; with more it is left alone and reported."""
 
 
 class Rescan:
@@ -55,53 +58,54 @@ class Rescan:
         """Look at the folder that an absolute path lies in."""
         self.want([os.path.dirname(path)[len(self._folder.root) + 1 :]])
 
-    async def run(self) -> set[int]:
-        """Bring the local tree up to date with what is due; gives the ids that were touched.
+    async def run(self) -> None:
+        """Bring the local tree up to date with what is due.
 
         Raises:
-            FolderProblem: the folder is not itself any more; the tree is as it was.
+            FolderProblem: the folder is not itself any more; nothing was called gone for that.
         """
-        is_whole, folders = self._is_whole_due, self._folders
+        folders = None if self._is_whole_due else self._folders
         self._is_whole_due, self._folders = False, set()
         try:
-            matcher = await self._look(is_whole, folders)
-            contents = await asyncio.to_thread(self._hash_candidates, matcher)
+            for _ in range(MAX_WIDENINGS):
+                further = await self._look(folders)
+                if further is not None and not further:
+                    return
+                folders = further
+            await self._look(None)
         except BaseException:
             self._is_whole_due = True
             raise
-        with self._state.tx("scan"):
-            touched = matcher.apply(contents)
-            self._take_problems(matcher)
-        return touched
 
-    async def _look(self, is_whole: bool, folders: set[bytes]) -> Matcher:
-        for _ in range(MAX_WIDENINGS):
-            if is_whole:
-                break
-            known = {_nearest_known(self._state.trees, folder) for folder in folders}
-            matcher = await asyncio.to_thread(self._look_at, known)
-            # What is gone may have gone to where nobody has looked yet.
-            if matcher.has_vanished:
-                break
-            further = {_nearest_known(self._state.trees, folder) for folder in matcher.doubts} - known
-            if not further:
-                return matcher
-            folders = known | further
-        return await asyncio.to_thread(self._look_at, None)
-
-    def _look_at(self, folders: set[bytes] | None) -> Matcher:
-        self._folder.check()
+    async def _look(self, folders: set[bytes] | None) -> set[bytes] | None:
+        """Look at some folders, or at all; gives what to look at next (None: all, an empty set: nothing)."""
         trees = self._state.trees
-        if folders is None:
-            listing = scan_all(self._folder.root)
-        else:
-            listing = scan_some(self._folder.root, folders, lambda path, seen: _is_known(trees, path, seen))
-        # A disk that was unmounted meanwhile looks empty.
-        self._folder.check()
-        matcher = Matcher(trees, listing)
-        matcher.look()
-        self._listing: Listing = listing
-        return matcher
+        known = None if folders is None else {_nearest_known(trees, folder) for folder in folders}
+        await asyncio.to_thread(self._folder.check)
+        lister = Lister(self._folder.root)
+        matcher = Matcher(trees, lister, known)
+        await self._go_through(matcher, matcher.look())
+        if known is not None and matcher.has_vanished:
+            # What is gone may have gone to where nobody has looked yet.
+            return None
+        await self._go_through(matcher, matcher.take_new())
+        contents = await asyncio.to_thread(self._hash_candidates, matcher)
+        renamed = await asyncio.to_thread(self._set_apart, matcher.clashes)
+        with self._state.tx("scan"):
+            matcher.finish(contents)
+            self._take_problems(matcher, lister, renamed, is_whole=known is None)
+        further = {_nearest_known(trees, folder) for folder in matcher.doubts} - (known or set())
+        return known | further if known is not None and further else set()
+
+    async def _go_through(self, matcher: Matcher, steps: Iterator[None]) -> None:
+        is_done = False
+        while not is_done:
+            is_done = await asyncio.to_thread(_is_exhausted, steps)
+            # A disk that was unmounted meanwhile looks empty.
+            await asyncio.to_thread(self._folder.check)
+            if not is_done:
+                with self._state.tx("scan"):
+                    matcher.flush()
 
     def _hash_candidates(self, matcher: Matcher) -> dict[bytes, bytes]:
         contents: dict[bytes, bytes] = {}
@@ -110,17 +114,52 @@ class Rescan:
                 contents[candidate.path] = hash_file(self._folder.disk_path(candidate.path)).content
         return contents
 
-    def _take_problems(self, matcher: Matcher) -> None:
-        listed = self._listing.folders
+    def _set_apart(self, clashes: Iterable[bytes]) -> set[bytes]:
+        """Give what differs from something else only in case a name that does not; the paths renamed."""
+        renamed: set[bytes] = set()
+        for path in clashes:
+            folder, name = os.path.split(path)
+            for number in range(MAX_CONFLICT_NAMES):
+                target = os.path.join(folder, _conflict_name(name, number))
+                try:
+                    rename_new(self._folder.disk_path(path), self._folder.disk_path(target))
+                except FileExistsError:
+                    continue
+                except OSError:
+                    break
+                renamed.add(path)
+                self.want([folder])
+                break
+        return renamed
+
+    def _take_problems(
+        self, matcher: Matcher, lister: Lister, renamed: set[bytes], *, is_whole: bool
+    ) -> None:
         kept = {
             path: problem
             for path, problem in self._problems.items()
-            if not self._listing.is_whole and os.path.dirname(path) not in listed
+            if not is_whole and os.path.dirname(path) not in matcher.listed
         }
-        found = kept | {path: (reason, detail) for path, reason, detail in matcher.problems}
-        if found != self._problems or self._listing.is_whole:
+        clashes = {path: problem for path, problem in matcher.clashes.items() if path not in renamed}
+        found = kept | lister.problems | clashes
+        if found != self._problems or is_whole:
             self._problems = found
             self._state.replace_problems("scan", [(path, *problem) for path, problem in found.items()])
+
+
+def _conflict_name(name: bytes, number: int) -> bytes:
+    stem, dot, ending = name.rpartition(b".")
+    if not stem or len(ending) > 20:
+        stem, dot, ending = name, b"", b""
+    again = f" {number}" if number else ""
+    return stem + f" (Case Conflict{again})".encode() + dot + ending
+
+
+def _is_exhausted(steps: Iterator[None]) -> bool:
+    return next(steps, _END) is _END
+
+
+_END = object()
 
 
 def _nearest_known(trees: Trees, folder: bytes) -> bytes:
@@ -128,9 +167,3 @@ def _nearest_known(trees: Trees, folder: bytes) -> bytes:
     while folder and trees.find_local(folder) is None:
         folder = os.path.dirname(folder)
     return folder
-
-
-def _is_known(trees: Trees, path: bytes, seen: Seen) -> bool:
-    found = trees.find_local(path)
-    node = trees.local.get(found) if found is not None else None
-    return node is not None and node.kind is Kind.FOLDER and node.fingerprint.inode == seen.fingerprint.inode

@@ -2,9 +2,11 @@
 
 import random
 import time
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from client.transfer import Failed
+from wire.errors import QuotaExceeded
 
 SOON_S = 0.1
 LASTING_S = 30.0
@@ -26,6 +28,7 @@ _LASTING = {
     "disallowed_name",
     "deletions_held",
     "io_error",
+    QuotaExceeded.code,
 }
 
 _AGAIN = ("look_again", "plan_again", "changed")
@@ -72,16 +75,16 @@ class Rests:
         """The entry is fine."""
         self._rests.pop(node_id, None)
 
-    def is_resting(self, node_id: int, state: object) -> bool:
-        """Whether to leave it alone for now."""
+    def is_resting(self, node_id: int, state_of: Callable[[int], object]) -> bool:
+        """Whether to leave it alone for now; `state_of` tells what is known of an entry now."""
         rest = self._rests.get(node_id)
         if rest is None or time.monotonic() >= rest.until:
             return False
         # A file that is being written changes all the time: that is no reason to read it all the time.
         is_due_by_time_only = rest.failed.reason == "changing" or rest.failed.retry_after_s > 0
-        return is_due_by_time_only or rest.state == state
+        return is_due_by_time_only or rest.state == state_of(node_id)
 
-    def forget_except(self, ids: set[int]) -> None:
+    def forget_except(self, ids: Container[int]) -> None:
         """Entries that are not out of step any more have no trouble."""
         for node_id in [x for x in self._rests if x not in ids]:
             del self._rests[node_id]

@@ -1,13 +1,8 @@
-"""What is on the disk: folders listed into records. Blocking; called in a thread. Reads no file.
-
-A listing is whole (every folder below the root) or of some folders only; then what turned up new in them is
-listed whole, and the rest is taken as it was.
-"""
+"""What is on the disk: folders listed into records. Blocking; called in a thread. Reads no file."""
 
 import errno
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from client.disk import fingerprint_of, kind_of
 from client.folder import MARKER_DIR
@@ -33,61 +28,39 @@ class Seen:
     reason: str = ""
 
 
-@dataclass(slots=True)
-class Listing:
-    """What a scan found: per folder (relative path) its contents, or None where it could not be read."""
-
-    folders: dict[bytes, list[Seen] | None] = field(default_factory=dict)
-    is_whole: bool = False
-    problems: list[tuple[bytes, str, str]] = field(default_factory=list)
-    """Path, reason, detail."""
-
-
 def is_racy(mtime_ns: int, read_at_ns: int) -> bool:
     """Whether a later write could leave this mtime as it is."""
     return mtime_ns >= read_at_ns - RACY_NS
 
 
-def scan_all(root: bytes) -> Listing:
-    """Every folder."""
-    listing = Listing(is_whole=True)
-    _walk(root, [b""], listing, lambda _path, _seen: True)
-    return listing
+class Lister:
+    """Lists folders below a root, one at a time, and collects what in them cannot be synced."""
 
+    def __init__(self, root: bytes):
+        self._root, self._device = root, os.stat(root).st_dev
+        self.problems: dict[bytes, tuple[str, str]] = {}
+        """Path → reason and detail."""
 
-def scan_some(root: bytes, folders: Iterable[bytes], is_known: Callable[[bytes, Seen], bool]) -> Listing:
-    """These folders, and whole what lies in them and is not known."""
-    listing = Listing()
-    _walk(root, list(folders), listing, lambda path, seen: not is_known(path, seen))
-    return listing
+    def list_folder(self, folder: bytes) -> list[Seen] | None:
+        """What is in a folder (relative path); None if it cannot be read, an empty list if it has gone."""
+        if folder.count(b"/") >= MAX_DEPTH:
+            self.problems[folder] = ("too_deep", f"more than {MAX_DEPTH} folders deep")
+            return None
+        try:
+            return self._list(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.problems[folder] = ("path_too_long", "the path is longer than the system takes")
+            else:
+                self.problems[folder] = ("unreadable", error.strerror or str(error))
+            return None
 
-
-def _walk(root: bytes, todo: list[bytes], listing: Listing, enter: Callable[[bytes, Seen], bool]) -> None:
-    device = os.stat(root).st_dev
-    while todo:
-        folder = todo.pop()
-        if folder in listing.folders:
-            continue
-        found = _list_folder(root, folder, device, listing.problems)
-        listing.folders[folder] = found
-        for seen in found or ():
-            path = folder + b"/" + seen.disk_name if folder else seen.disk_name
-            if seen.kind is Kind.FOLDER and enter(path, seen):
-                if path.count(b"/") >= MAX_DEPTH:
-                    listing.folders[path] = None
-                    listing.problems.append((path, "too_deep", f"more than {MAX_DEPTH} folders deep"))
-                else:
-                    todo.append(path)
-
-
-def _list_folder(
-    root: bytes, folder: bytes, device: int, problems: list[tuple[bytes, str, str]]
-) -> list[Seen] | None:
-    """What is in one folder; None if it cannot be read, an empty list if it has gone."""
-    found: list[Seen] = []
-    prefix = folder + b"/" if folder else b""
-    try:
-        with os.scandir(root + b"/" + folder if folder else root) as entries:
+    def _list(self, folder: bytes) -> list[Seen]:
+        found: list[Seen] = []
+        prefix = folder + b"/" if folder else b""
+        with os.scandir(self._root + b"/" + folder if folder else self._root) as entries:
             for entry in entries:
                 if not folder and entry.name == MARKER_DIR:
                     continue
@@ -95,19 +68,11 @@ def _list_folder(
                     stat = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                seen = _see(entry.name, stat, device, root + b"/" + prefix + entry.name)
+                seen = _see(entry.name, stat, self._device, self._root + b"/" + prefix + entry.name)
                 if seen.reason:
-                    problems.append((prefix + entry.name, *_explain(seen.reason)))
+                    self.problems[prefix + entry.name] = _explain(seen.reason)
                 found.append(seen)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            problems.append((folder, "path_too_long", "the path is longer than the system takes"))
-        else:
-            problems.append((folder, "unreadable", error.strerror or str(error)))
-        return None
-    return found
+        return found
 
 
 def _see(disk_name: bytes, stat: os.stat_result, device: int, path: bytes) -> Seen:

@@ -24,6 +24,9 @@ def settle(trees: Trees, action: Settlement) -> None:
             _agree(trees, node_id)
         case Adopt(temp, node_id):
             trees.renumber(temp, node_id)
+            here = trees.local.get(node_id)
+            if here is not None and here.is_kept:
+                trees.put_local(replace(here, is_kept=False))
             _agree(trees, node_id)
         case Detach(node_id, is_kept):
             detach(trees, node_id, is_kept=is_kept)

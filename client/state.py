@@ -5,13 +5,13 @@ did to the trees and to the tables is committed together, or not at all.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.model import Fingerprint, Kind, LocalNode, RemoteNode, SyncedNode
 from client.schema import open_database
-from client.trees import Change, Trees
+from client.trees import Trees
 from wire.faults import declare, fault_point
 from wire.hashes import BlockHash, split_blocklist
 
@@ -28,8 +28,11 @@ TX_NAMES = (
     "intent",
     "confirm",
     "report",
+    "order",
+    "exclude",
+    "config",
 )
-FLUSHED_TX = {"link", "token", "request", "intent"}
+FLUSHED_TX = {"link", "token", "request", "intent", "order", "config"}
 """What a power cut must not undo, as something is done next that cannot be taken back. The others repeat what
 disk or server can tell again (a lost verdict is asked for again, a lost confirmation judged again); they
 survive the death of the process all the same."""
@@ -42,9 +45,10 @@ class State:
     """One open state file."""
 
     def __init__(self, path: Path, *, create: bool = False, read_only: bool = False):
+        self.path = path
         self._conn = open_database(path, create=create, read_only=read_only)
-        self.trees = Trees()
-        self._load()
+        self.trees = Trees(self._conn)
+        self._next_temp = self.trees.next_temp = int(self.find_fact("next_temp") or -1)
 
     def close(self) -> None:
         """Give the file back."""
@@ -54,22 +58,22 @@ class State:
     def tx(self, name: str) -> Iterator[sqlite3.Connection]:
         """A transaction; `name` is also that of its two fault points.
 
-        When it fails the trees are read again from the file, so that memory never runs ahead of the disk.
+        When it fails all that is remembered of the trees is forgotten: memory never runs ahead of the file.
         """
-        assert not self.trees.changes, "the trees changed outside of a transaction"
         self._conn.execute(f"PRAGMA synchronous = {'FULL' if name in FLUSHED_TX else 'NORMAL'}")
         self._conn.execute("BEGIN IMMEDIATE")
         try:
             yield self._conn
-            self._write_trees()
+            if self.trees.next_temp != self._next_temp:
+                self.put_fact("next_temp", str(self.trees.next_temp))
             fault_point(f"client.state.{name}_before")
             self._conn.execute("COMMIT")
         except BaseException:
             if self._conn.in_transaction:
                 self._conn.execute("ROLLBACK")
-            self.trees.reset()
-            self._load()
+            self.trees.forget()
             raise
+        self._next_temp = self.trees.next_temp
         fault_point(f"client.state.{name}_after")
 
     # ---- Facts: single values by name
@@ -92,6 +96,10 @@ class State:
             self._conn.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
             self._conn.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def data_version(self) -> int:
+        """A number that changes when another process has written."""
+        return int(self._conn.execute("PRAGMA data_version").fetchone()[0])
 
     def add_counts(self, counts: dict[str, int]) -> None:
         """Add to the counters that `status` shows. Tx: the caller's."""
@@ -158,15 +166,15 @@ class State:
 
     def put_request(self, key: str, body: bytes, context: bytes) -> None:
         """Keep a write before it is sent. Tx: the caller's."""
-        self._conn.execute("INSERT INTO requests VALUES (?, ?, ?)", (key, body, context))
+        self._conn.execute("INSERT INTO requests VALUES (?, ?, ?, ?)", (key, body, context, time.time()))
 
     def delete_request(self, key: str) -> None:
         """The write has been answered. Tx: the caller's."""
         self._conn.execute("DELETE FROM requests WHERE key = ?", (key,))
 
-    def list_requests(self) -> list[tuple[str, bytes, bytes]]:
-        """Writes without an answer: key, body, context."""
-        return list(self._conn.execute("SELECT key, body, context FROM requests"))
+    def list_requests(self) -> list[tuple[str, bytes, bytes, float]]:
+        """Writes without an answer: key, body, context, and when they were made."""
+        return list(self._conn.execute("SELECT key, body, context, made_at FROM requests ORDER BY made_at"))
 
     def put_intent(self, step: bytes) -> int:
         """Keep a disk step before it is done; gives its number. Tx: the caller's."""
@@ -182,6 +190,16 @@ class State:
         """Steps of unknown outcome, in order."""
         return list(self._conn.execute("SELECT number, step FROM intents ORDER BY number"))
 
+    # ---- Selective sync (selection.py)
+
+    def list_exclusions(self) -> list[tuple[int, str]]:
+        """Entry and path of the folders left out."""
+        return list(self._conn.execute("SELECT id, path FROM exclusions"))
+
+    def list_orders(self) -> list[tuple[int, str, int, str]]:
+        """What is to be carried out: number, verb, entry and path, in order."""
+        return list(self._conn.execute("SELECT number, verb, id, path FROM orders ORDER BY number"))
+
     # ---- Problems
 
     def list_problems(self) -> list[tuple[bytes, str, str, str]]:
@@ -196,68 +214,7 @@ class State:
             ((path, source, reason, detail) for path, reason, detail in problems),
         )
 
-    # ---- The trees in the file
-
-    def _load(self) -> None:
-        trees = self.trees
-        for row in self._conn.execute("SELECT * FROM remote"):
-            trees.put_remote(RemoteNode(row[0], row[1], row[2], Kind(row[3]), *row[4:]))
-        for row in self._conn.execute("SELECT * FROM synced"):
-            trees.put_synced(SyncedNode(row[0], row[1], row[2], Kind(row[3]), *row[4:]))
-        for row in self._conn.execute("SELECT * FROM local"):
-            racy, blocked, kept, parked = map(bool, row[11:])
-            fingerprint = Fingerprint(*row[5:10])
-            trees.put_local(
-                LocalNode(
-                    id=row[0],
-                    parent=row[1],
-                    name=row[2],
-                    disk_name=row[3],
-                    kind=Kind(row[4]),
-                    fingerprint=fingerprint,
-                    content=row[10],
-                    is_racy=racy,
-                    is_blocked=blocked,
-                    is_kept=kept,
-                    is_parked=parked,
-                )
-            )
-        trees.next_temp = int(self.find_fact("next_temp") or -1)
-        trees.take_changes()
-
-    def _write_trees(self) -> None:
-        changes, renumbered = self.trees.take_changes()
-        last: dict[tuple[str, int], Change] = {change[:2]: change for change in changes}
-        for old, new in renumbered:
-            self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (new,))
-            self._conn.execute("UPDATE local_blocks SET id = ? WHERE id = ?", (new, old))
-        for tree, node_id, node in last.values():
-            if isinstance(node, RemoteNode):
-                self._put(
-                    "remote", (*_base(node), node.jid, node.rev, node.size, node.content, node.modified)
-                )
-            elif isinstance(node, SyncedNode):
-                self._put("synced", (*_base(node), node.rev, node.size, node.content))
-            elif isinstance(node, LocalNode):
-                flags = (node.is_racy, node.is_blocked, node.is_kept, node.is_parked)
-                row = (node.id, node.parent, node.name, node.disk_name, node.kind.value)
-                self._put("local", (*row, *node.fingerprint, node.content, *flags))
-            else:
-                self._conn.execute(f"DELETE FROM {tree} WHERE id = ?", (node_id,))
-                if tree in ("local", "remote"):
-                    self._conn.execute(f"DELETE FROM {tree}_blocks WHERE id = ?", (node_id,))
-        if last:
-            self.put_fact("next_temp", str(self.trees.next_temp))
-
-    def _put(self, table: str, row: tuple[object, ...]) -> None:
-        marks = ",".join("?" * len(row))
-        self._conn.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
-
 
 def is_disk_full(problem: sqlite3.OperationalError) -> bool:
     """Whether the state cannot be written for want of room; SQLite's shared memory says it in its own way."""
     return problem.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
-
-
-def _base(node: RemoteNode | SyncedNode) -> tuple[int, int, str, str]:
-    return node.id, node.parent, node.name, node.kind.value

@@ -2,7 +2,9 @@
 
 import msgspec
 
+from client.control import find_limit, is_paused
 from client.folder import Folder
+from client.selection import list_exclusions
 from client.state import State
 
 
@@ -33,6 +35,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     root_ns: str
     url: str
     is_running: bool
+    is_paused: bool
     activity: str
     jid: int
     """How far the server's journal has been read."""
@@ -43,6 +46,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
     troubles: str | None
     skipped: list[Skipped]
+    excluded: list[str]
+    """Folders left out on this device."""
+    limit_up: int | None
+    limit_down: int | None
+    """Stored limits in bytes per second."""
     blocks_sent: int
     bytes_sent: int
     blocks_fetched: int
@@ -57,12 +65,7 @@ _COUNTERS = ("blocks_sent", "bytes_sent", "blocks_fetched", "bytes_fetched", "bl
 def read_status(folder: Folder, state: State) -> Status:
     """The status of a linked folder."""
     trees = state.trees
-    up = down = 0
-    for node_id in trees.dirty:
-        r, s, here = trees.remote.get(node_id), trees.synced.get(node_id), trees.local.get(node_id)
-        base = s and (s.place, s.content)
-        up += (here and (here.place, here.content)) != base
-        down += (r and (r.place, r.content)) != base
+    up, down = trees.count_pending()
     fact = state.find_fact
     stored = state.list_counts()
     counts = {name: stored.get(name, 0) for name in _COUNTERS}
@@ -76,6 +79,7 @@ def read_status(folder: Folder, state: State) -> Status:
         root_ns=fact("root_ns") or "",
         url=fact("url") or "",
         is_running=is_running,
+        is_paused=is_paused(state),
         activity=(fact("activity") or "new") if is_running else "stopped",
         jid=int(fact("cursor_jid") or 0),
         is_listed=fact("cursor") is not None and fact("has_more") is None,
@@ -88,5 +92,8 @@ def read_status(folder: Folder, state: State) -> Status:
             Skipped(path.decode(errors="backslashreplace"), reason, detail)
             for path, _, reason, detail in state.list_problems()
         ],
+        excluded=[x.path for x in list_exclusions(state) if x.state == "excluded"],
+        limit_up=find_limit(state, "limit-up"),
+        limit_down=find_limit(state, "limit-down"),
         **counts,
     )

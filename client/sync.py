@@ -6,15 +6,19 @@ runs beside it in upload.py and download.py, and comes back as results that the 
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import sqlite3
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from client.account import Account
 from client.api import Unreachable, backoff_s
 from client.apply import Applier, Result
 from client.commit import Committer
+from client.control import ControlWatch, find_limit, is_paused
 from client.download import Downloader, DownloadJob, Fetched
 from client.folder import Folder
 from client.guard import Ask, DeletionGuard
@@ -28,12 +32,13 @@ from client.model import (
     SendDelete,
     SendFile,
 )
-from client.plan import Plan, make_plan
+from client.plan import ENOUGH_ACTIONS, Plan, make_plan
 from client.recover import judge_intents, temp_name
 from client.remote import PAGE_ENTRIES, Remote
 from client.report import Reporter
 from client.rescan import Rescan
 from client.rests import Rests
+from client.selection import carry_out_orders
 from client.settle import detach, settle
 from client.state import State, is_disk_full
 from client.steps import Outcome, StepKind
@@ -47,6 +52,8 @@ GIVE_UP_S = 60.0
 """How long a sync that is to end goes on without any answer from the servers."""
 FULL_DISK_S = 3.0
 """How often to see whether the state can be written again."""
+MAX_JOBS = 4_000
+"""Transfers queued or under way, each way: four workers with two groups of 400 each, and as many again."""
 SMALL_WORKERS = 4
 BIG_WORKERS = 1
 
@@ -66,6 +73,9 @@ class Options:
     poll_s: int = 480
     page_entries: int = PAGE_ENTRIES
     give_up_s: float = GIVE_UP_S
+    limit_up: int | None = None
+    limit_down: int | None = None
+    """Bytes of blocks per second; None: as stored (`shardbox config`)."""
 
 
 class Sync:
@@ -97,6 +107,9 @@ class Sync:
         self._outages = 0
         self._disk_watch = DiskWatch(folder, self._rescan, self._wake.set)
         self._server_watch = ServerWatch(self._remote, calls, options.poll_s, self._want_read)
+        self._control_watch = ControlWatch(state, self._wake.set)
+        self._is_resting = False
+        """Paused: there are no transfers."""
         self.reporter = Reporter(state, self._rests)
 
     async def run(self) -> None:
@@ -108,9 +121,9 @@ class Sync:
             GaveUp: no answer from the servers (never when watching).
         """
         self._start_transfers()
-        tasks: list[asyncio.Task[None]] = []
+        tasks = [asyncio.create_task(self._control_watch.run())]
         if self._options.is_watching:
-            tasks = [
+            tasks += [
                 asyncio.create_task(self._disk_watch.run()),
                 asyncio.create_task(self._server_watch.run()),
             ]
@@ -119,8 +132,7 @@ class Sync:
         finally:
             for task in tasks:
                 task.cancel()
-            await self.uploads.close()
-            await self.downloads.close()
+            await self._close_transfers()
             await asyncio.gather(*tasks, return_exceptions=True)
             with contextlib.suppress(sqlite3.OperationalError):
                 # On a full disk it stays unsaid; what ended the sync is what counts.
@@ -149,6 +161,11 @@ class Sync:
         while True:
             self._wake.clear()
             try:
+                if await self._is_paused():
+                    if not self._options.is_watching:
+                        return
+                    await self._wake.wait()
+                    continue
                 if await self._round():
                     continue
             except Unreachable as problem:
@@ -170,7 +187,31 @@ class Sync:
             with contextlib.suppress(sqlite3.OperationalError):
                 self._report("idle" if self._is_idle() else "syncing")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._rests.next_s())
+                # Not wait_for: in Python 3.11 that forgets a cancellation that comes with the wake-up.
+                async with asyncio.timeout(self._rests.next_s()):
+                    await self._wake.wait()
+
+    async def _is_paused(self) -> bool:
+        """Take up what the command line has left; whether to rest. Transfers are broken off then."""
+        calls, stored = self._account.calls, functools.partial(find_limit, self._state)
+        calls.up.set_rate(self._options.limit_up or stored("limit-up"))
+        calls.down.set_rate(self._options.limit_down or stored("limit-down"))
+        if is_paused(self._state):
+            if not self._is_resting:
+                self._take_results()
+                await self._close_transfers()
+                self._is_resting = True
+            self._report("paused")
+        elif self._is_resting:
+            self._is_resting = False
+            self._start_transfers()
+            self._rescan.want_all()
+            self._must_read = True
+        return self._is_resting
+
+    async def _close_transfers(self) -> None:
+        await self.uploads.close()
+        await self.downloads.close()
 
     async def _round(self) -> bool:
         """One turn; False when nothing could be done."""
@@ -180,7 +221,8 @@ class Sync:
             self._has_lost_notes = False
         if not self._is_idle() and not self._outages:
             self._report("syncing")
-        await self._committer.send_again()
+        if await self._committer.send_again():
+            self._must_read = True
         is_fresh = False
         if self._must_read:
             self._must_read = False
@@ -189,6 +231,7 @@ class Sync:
             except BaseException:
                 self._must_read = True
                 raise
+            self._committer.drop_stale()
             self._server_watch.note_read()
             is_fresh = True
         if self._rescan.is_due:
@@ -199,17 +242,30 @@ class Sync:
         if not self._remote.is_complete:
             self._must_read = True
             return True
-        has_acted = await self._act(self._plan())
+        if carry_out_orders(self._state):
+            return True
+        plan = self._plan()
+        has_acted = await self._act(plan)
+        if not has_acted and not plan.is_whole and self.uploads.is_idle and self.downloads.is_idle:
+            # All that the plan holds is waiting for what it does not hold.
+            has_acted = await self._act(self._plan(enough=sys.maxsize))
         return has_acted or has_results or is_fresh
 
     # ---- Planning
 
-    def _plan(self) -> Plan:
+    def _plan(self, enough: int = ENOUGH_ACTIONS) -> Plan:
         trees = self._state.trees
         self._rests.forget_except(trees.dirty)
-        busy = self.uploads.jobs.keys() | self.downloads.jobs.keys()
-        ids = [x for x in trees.dirty if x not in busy and not self._rests.is_resting(x, self._state_of(x))]
-        return make_plan(trees, ids)
+        return make_plan(trees, self._plannable(), enough=enough)
+
+    def _plannable(self) -> Iterator[int]:
+        """What is out of step and neither busy nor resting; first of all what a transfer is done with."""
+        dirty = self._state.trees.dirty
+        done = [x for x in (*self._prepared, *self._fetched) if x in dirty]
+        for node_id in itertools.chain(done, dirty):
+            is_busy = node_id in self.uploads.jobs or node_id in self.downloads.jobs
+            if not is_busy and not self._rests.is_resting(node_id, self._state_of):
+                yield node_id
 
     def _state_of(self, node_id: int) -> object:
         """What an entry's trouble depends on: when this changes it is tried again at once."""
@@ -264,6 +320,8 @@ class Sync:
         here = trees.local.get(node_id)
         if here is None or here.kind is not Kind.FILE or node_id in self.uploads.jobs:
             return
+        if len(self.uploads.jobs) >= MAX_JOBS:
+            return
         self._prepared.pop(node_id, None)
         known: frozenset[BlockHash] = frozenset()
         if node_id not in self._doubted:
@@ -281,6 +339,8 @@ class Sync:
                 self._fetched[node_id] = replace(ready, job=replace(ready.job, rev=r.rev))
             return
         self._fetched.pop(node_id, None)
+        if len(self.downloads.jobs) >= MAX_JOBS:
+            return
         blocks = self._state.find_remote_blocks(node_id, r.rev)
         temp = self._folder.tmp + b"/" + temp_name(node_id, r.content)
         self.downloads.submit(DownloadJob(node_id, r.rev, r.size, r.content, r.modified, blocks, temp))
@@ -384,8 +444,10 @@ class Sync:
         for failed in refused:
             if failed.reason == "look_again":
                 self._must_read = True
-            elif failed.reason == "plan_again":
+            else:
+                # It may rest for long; the blocks that it had sent are there when it is read once more.
                 self._prepared.pop(failed.id, None)
+            if failed.reason == "plan_again":
                 self._doubted.add(failed.id)
             self._fail(failed)
 

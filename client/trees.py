@@ -1,201 +1,128 @@
-"""The three trees in memory, with what is out of step, and a record of changes for the disk. Pure.
+"""The trees, with what is out of step.
 
-About 1 kB per entry. Every change goes through here, so `dirty` is always right: the ids whose three states
-differ, which is all that a plan has to look at.
+Every change goes through here, so `dirty` is always right: the ids whose three states differ, which is all
+that a plan has to look at. All of it lies in one SQLite file and is written in its transactions (state.py).
 """
 
-from collections.abc import Iterable, Iterator
+import heapq
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 from client.model import ROOT, LocalNode, RemoteNode, SyncedNode
-from wire.names import NameKey
-from wire.names import name_key as _name_key
+from client.schema import open_memory
+from client.tree import HIDDEN, LOCAL, REMOTE, SYNCED, Tree, iter_ids, iter_own_ids
+
+T = TypeVar("T")
 
 
-@lru_cache(maxsize=65_536)
-def name_key(name: str) -> NameKey:
-    """wire.names.name_key, remembered: a plan asks for the same names again and again."""
-    return _name_key(name)
+class Dirty:
+    """The ids that are out of step."""
 
-
-class Node(Protocol):
-    """What all trees' nodes have."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def parent(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-
-
-N = TypeVar("N", bound=Node)
-
-
-class Tree(Generic[N]):
-    """Nodes by id, by parent, and by folder and name key.
-
-    While pages of a listing are staged two nodes may hold one name; `child` then gives one of them.
-    """
-
-    def __init__(self) -> None:
-        self._nodes: dict[int, N] = {}
-        self._children: dict[int, dict[int, None]] = {}
-        self._by_key: dict[tuple[int, NameKey], int] = {}
-        self._shadowed: dict[tuple[int, NameKey], set[int]] = {}
+    def __init__(self, conn: sqlite3.Connection):
+        self._conn = conn
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        found: int = self._conn.execute("SELECT count(*) FROM dirty").fetchone()[0]
+        return found
 
-    def __contains__(self, node_id: int) -> bool:
-        return node_id in self._nodes
+    def __contains__(self, node_id: object) -> bool:
+        return self._conn.execute("SELECT 1 FROM dirty WHERE id = ?", (node_id,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._nodes)
+        """Folders mostly before what is in them: both the server and we count upwards."""
+        own, theirs = iter_own_ids(self._conn, "dirty"), iter_ids(self._conn, "dirty", above=0)
+        return heapq.merge(own, theirs, key=abs)
 
-    def get(self, node_id: int) -> N | None:
-        """The node, or None."""
-        return self._nodes.get(node_id)
+    def add(self, node_id: int) -> None:
+        """It is out of step."""
+        self._conn.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (node_id,))
 
-    def nodes(self) -> Iterable[N]:
-        """All nodes, in no order."""
-        return self._nodes.values()
-
-    def children(self, parent: int) -> list[int]:
-        """The ids in a folder."""
-        return list(self._children.get(parent, ()))
-
-    def has_children(self, parent: int) -> bool:
-        """Whether anything is in the folder."""
-        return bool(self._children.get(parent))
-
-    def child(self, parent: int, name: str) -> int | None:
-        """Who holds this name (up to case and normalisation) in the folder."""
-        return self._by_key.get((parent, name_key(name)))
-
-    def ancestors(self, node_id: int) -> Iterator[int]:
-        """The folders above, nearest first, without the root; ends where the chain is broken or loops."""
-        seen = {node_id}
-        node = self._nodes.get(node_id)
-        while node is not None and node.parent != ROOT and node.parent not in seen:
-            seen.add(node.parent)
-            yield node.parent
-            node = self._nodes.get(node.parent)
-
-    def is_reachable(self, node_id: int) -> bool:
-        """Whether the chain of folders leads to the root."""
-        seen: set[int] = set()
-        while node_id != ROOT:
-            node = self._nodes.get(node_id)
-            if node is None or node_id in seen:
-                return False
-            seen.add(node_id)
-            node_id = node.parent
-        return True
-
-    def below(self, node_id: int) -> Iterator[int]:
-        """All ids under a folder, parents first."""
-        todo = self.children(node_id)
-        seen: set[int] = set()
-        while todo:
-            found = todo.pop()
-            if found in seen:
-                continue
-            seen.add(found)
-            yield found
-            todo += self.children(found)
-
-    def put(self, node: N) -> None:
-        """Insert or replace."""
-        self.drop(node.id)
-        self._nodes[node.id] = node
-        self._children.setdefault(node.parent, {})[node.id] = None
-        key = (node.parent, name_key(node.name))
-        holder = self._by_key.get(key)
-        if holder is not None:
-            self._shadowed.setdefault(key, set()).add(holder)
-        self._by_key[key] = node.id
-
-    def drop(self, node_id: int) -> None:
-        """Remove one node, if it is there; what is below stays, unreachable."""
-        node = self._nodes.pop(node_id, None)
-        if node is None:
-            return
-        siblings = self._children[node.parent]
-        del siblings[node_id]
-        if not siblings:
-            del self._children[node.parent]
-        key = (node.parent, name_key(node.name))
-        others = self._shadowed.get(key)
-        if others is not None:
-            others.discard(node_id)
-        if self._by_key.get(key) == node_id:
-            if others:
-                self._by_key[key] = others.pop()
-            else:
-                del self._by_key[key]
-        if others is not None and not others:
-            del self._shadowed[key]
-
-
-Change = tuple[str, int, "RemoteNode | SyncedNode | LocalNode | None"]
-"""A tree's name, an id, and its node from now on."""
+    def discard(self, node_id: int) -> None:
+        """It is in step."""
+        self._conn.execute("DELETE FROM dirty WHERE id = ?", (node_id,))
 
 
 class Trees:
-    """Remote, synced and local, and which ids are out of step."""
+    """Remote, synced and local, what is hidden of remote, and which ids are out of step."""
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.remote: Tree[RemoteNode] = Tree()
-        self.synced: Tree[SyncedNode] = Tree()
-        self.local: Tree[LocalNode] = Tree()
-        self.dirty: set[int] = set()
-        self.by_inode: dict[int, int] = {}
+    def __init__(self, conn: sqlite3.Connection | None = None):
+        self._conn = conn or open_memory()
+        self.remote = Tree(self._conn, REMOTE)
+        self.hidden = Tree(self._conn, HIDDEN)
+        """What the server has in folders left out here (selection.py); to a plan it is not there."""
+        self.synced = Tree(self._conn, SYNCED)
+        self.local = Tree(self._conn, LOCAL)
+        self.dirty = Dirty(self._conn)
         self.next_temp = -1
-        self.changes: list[Change] = []
-        self.renumbered: list[tuple[int, int]] = []
+
+    def forget(self) -> None:
+        """Remember nothing of what was read before."""
+        for tree in (self.remote, self.hidden, self.synced, self.local):
+            tree.forget()
+
+    def find_remote(self, node_id: int) -> RemoteNode | None:
+        """What the server has, hidden or not."""
+        return self.remote.get(node_id) or self.hidden.get(node_id)
 
     def put_remote(self, node: RemoteNode) -> None:
-        """The server has this."""
+        """The server has this. It stays hidden if it was: who reads the listing says who changes sides."""
+        if node.id in self.hidden:
+            self.hidden.put(node)
+            return
         self.remote.put(node)
-        self._note("remote", node.id, node)
+        self._note(node.id)
 
     def put_synced(self, node: SyncedNode) -> None:
         """Both sides have this."""
         self.synced.put(node)
-        self._note("synced", node.id, node)
+        self._note(node.id)
 
     def put_local(self, node: LocalNode) -> None:
         """The disk has this."""
-        self._forget_inode(node.id)
         self.local.put(node)
-        self.by_inode[node.fingerprint.inode] = node.id
-        self._note("local", node.id, node)
+        self._note(node.id)
 
     def drop_remote(self, node_id: int) -> None:
         """The server has it no more."""
-        if node_id in self.remote:
+        if node_id in self.hidden:
+            self.hidden.drop(node_id)
+        elif node_id in self.remote:
             self.remote.drop(node_id)
-            self._note("remote", node_id, None)
+            self._note(node_id)
+        else:
+            return
+        self._conn.execute("DELETE FROM remote_blocks WHERE id = ?", (node_id,))
+
+    def hide(self, node_id: int) -> None:
+        """Take it out of what a plan sees of the server."""
+        node = self.remote.get(node_id)
+        if node is not None:
+            self.remote.drop(node_id)
+            self.hidden.put(node)
+            self._note(node_id)
+
+    def show(self, node_id: int) -> None:
+        """Let a plan see it again."""
+        node = self.hidden.get(node_id)
+        if node is not None:
+            self.hidden.drop(node_id)
+            self.remote.put(node)
+            self._note(node_id)
 
     def drop_synced(self, node_id: int) -> None:
         """Nothing is agreed of it any more."""
         if node_id in self.synced:
             self.synced.drop(node_id)
-            self._note("synced", node_id, None)
+            self._note(node_id)
 
     def drop_local(self, node_id: int) -> None:
         """The disk has it no more."""
         if node_id in self.local:
-            self._forget_inode(node_id)
             self.local.drop(node_id)
-            self._note("local", node_id, None)
+            self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (node_id,))
+            self._note(node_id)
 
     def new_temp(self) -> int:
         """An id of our own."""
@@ -205,6 +132,8 @@ class Trees:
 
     def renumber(self, old: int, new: int) -> None:
         """The local entry `old` is called `new` from now on, also by what lies in it."""
+        self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (new,))
+        self._conn.execute("UPDATE local_blocks SET id = ? WHERE id = ?", (new, old))
         node = self.local.get(old)
         if node is not None:
             self.drop_local(old)
@@ -213,7 +142,6 @@ class Trees:
             self.put_local(replace(_there(self.local.get(child)), parent=new))
         for child in self.synced.children(old):
             self.put_synced(replace(_there(self.synced.get(child)), parent=new))
-        self.renumbered.append((old, new))
 
     def local_path(self, node_id: int) -> bytes:
         """The path on the disk, relative to the synced folder; the root's is empty."""
@@ -234,14 +162,51 @@ class Trees:
             at = found
         return at
 
-    def take_changes(self) -> tuple[list[Change], list[tuple[int, int]]]:
-        """What has changed since the last call, in order."""
-        changes, self.changes = self.changes, []
-        renumbered, self.renumbered = self.renumbered, []
-        return changes, renumbered
+    def list_by_inode(self, inode: int) -> list[int]:
+        """The local entries with an inode: more than one for a file with several names."""
+        return [row[0] for row in self._conn.execute("SELECT id FROM local WHERE inode = ?", (inode,))]
 
-    def _note(self, tree: str, node_id: int, node: RemoteNode | SyncedNode | LocalNode | None) -> None:
-        self.changes.append((tree, node_id, node))
+    def count_gone_here(self) -> int:
+        """Entries that both sides had, the server still has, and the disk has lost."""
+        found: int = self._conn.execute(
+            "SELECT count(*) FROM dirty JOIN synced USING (id) JOIN remote USING (id)"
+            " WHERE id NOT IN (SELECT id FROM local)"
+        ).fetchone()[0]
+        return found
+
+    def count_unsent(self, folder: int) -> int:
+        """Changes of a folder of the disk and of what is in it that the server has not got yet."""
+        found: int = self._conn.execute(
+            "WITH RECURSIVE there (id) AS (SELECT id FROM local WHERE id = ? UNION"
+            " SELECT l.id FROM local l JOIN there ON l.parent = there.id)"
+            " SELECT (SELECT count(*) FROM there JOIN dirty USING (id) JOIN local l USING (id)"
+            "   LEFT JOIN synced s USING (id) WHERE NOT l.is_blocked AND NOT l.is_kept AND (s.id IS NULL"
+            "   OR l.parent <> s.parent OR l.name <> s.name OR l.content IS NOT s.content))"
+            " + (SELECT count(*) FROM there JOIN synced s ON s.parent = there.id"
+            "   JOIN remote r ON r.id = s.id WHERE s.id NOT IN (SELECT id FROM local))",
+            (folder,),
+        ).fetchone()[0]
+        return found
+
+    def is_excluded(self, node_id: int) -> bool:
+        """Whether it is the top of what is left out on this device."""
+        sql = "SELECT 1 FROM exclusions WHERE id = ?"
+        return self._conn.execute(sql, (node_id,)).fetchone() is not None
+
+    def count_pending(self) -> tuple[int, int]:
+        """Entries that have changed here, and on the server, since both agreed."""
+        row = self._conn.execute(
+            "SELECT count(*) FILTER (WHERE l.parent IS NOT s.parent OR l.name IS NOT s.name"
+            " OR l.content IS NOT s.content),"
+            " count(*) FILTER (WHERE r.parent IS NOT s.parent OR r.name IS NOT s.name"
+            " OR r.content IS NOT s.content)"
+            " FROM dirty d LEFT JOIN remote r ON r.id = d.id LEFT JOIN synced s ON s.id = d.id"
+            " LEFT JOIN local l ON l.id = d.id"
+        ).fetchone()
+        return int(row[0]), int(row[1])
+
+    def _note(self, node_id: int) -> None:
+        assert self._conn.in_transaction, "the trees change in transactions only"
         if self._is_clean(node_id):
             self.dirty.discard(node_id)
         else:
@@ -259,12 +224,7 @@ class Trees:
             and not here.is_parked
         )
 
-    def _forget_inode(self, node_id: int) -> None:
-        node = self.local.get(node_id)
-        if node is not None and self.by_inode.get(node.fingerprint.inode) == node_id:
-            del self.by_inode[node.fingerprint.inode]
 
-
-def _there(node: N | None) -> N:
+def _there(node: T | None) -> T:
     assert node is not None, "the caller knows that the node is there"
     return node

@@ -136,4 +136,5 @@ class ServerWatch:
         self._has_read.clear()
         with contextlib.suppress(TimeoutError):
             # A read that takes longer is not waited for: polling once too often does no harm.
-            await asyncio.wait_for(self._has_read.wait(), 60)
+            async with asyncio.timeout(60):
+                await self._has_read.wait()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from client.account import link
 from client.folder import Folder
+from client.selection import Verb, find_by_path, order
 from client.session import open_session, sync_folder
 from client.status import Status, read_status
 from client.sync import Options
@@ -75,8 +76,12 @@ class Device:
 
     def run(self, *args: str, fault: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """The command line, in another process."""
+        return self.command(*args, str(self.folder), fault=fault, timeout_s=timeout_s)
+
+    def command(self, *args: str, fault: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """The same without the folder at the end."""
         env = {"SHARDBOX_FAULT": fault} if fault else {}
-        return run_command(CLIENT, *args, str(self.folder), env=env, timeout_s=timeout_s)
+        return run_command(CLIENT, *args, env=env, timeout_s=timeout_s)
 
     @contextmanager
     def watching(self, *args: str, until: str = "idle") -> Iterator[None]:
@@ -127,6 +132,15 @@ class Device:
     def skipped(self) -> dict[str, str]:
         """Path → reason of what is left alone."""
         return {x.path: x.reason for x in self.status().skipped}
+
+
+def choose(device: Device, verb: Verb, *paths: str) -> None:
+    """What `shardbox exclude` does to folders in the root that the listing has shown."""
+    with contextlib.closing(Folder(device.folder).open()) as state:
+        for path in paths:
+            node_id = find_by_path(state.trees, path)
+            assert node_id is not None
+            order(state, verb, node_id, path)
 
 
 def settle(*devices: Device) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 import client.cli  # noqa: F401 - declares every point
 from client.folder import Folder
+from client.selection import Verb
 from tests.acceptance.client.conftest import Pair
-from tests.acceptance.client.devices import Accounts, Device, settle
+from tests.acceptance.client.devices import Accounts, Device, choose, settle
 from wire.faults import declared
 from wire.hashes import BLOCK_BYTES
 
@@ -18,11 +19,16 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 POINTS = [name for name in declared() if name.startswith("client.")]
 LINK_POINTS = {"client.account.link_sent", "client.state.link_before", "client.state.link_after"}
+COMMAND_POINTS = {
+    f"client.state.{name}_{when}" for name in ("order", "config") for when in ("before", "after")
+}
+"""Steps of commands beside a sync."""
 PER_RUN = 16
 
 
 def prepare(pair: Pair) -> None:
     """What the work of the first round is done to."""
+    pair.a.write("left out/sub/f", "left out in every round")
     work(pair, -1)
     settle(*pair)
 
@@ -43,8 +49,10 @@ def work(pair: Pair, n: int) -> None:
         if (device.folder / f"from {name} {last}").exists():
             (device.folder / f"from {name} {last}").rename(device.folder / f"renamed by {name} {last}")
             shutil.rmtree(device.folder / f"renamed by {name} {last - 1}", ignore_errors=True)
-            (device.folder / f"goes {name} {last}").unlink()
+        # First the new one, then the old one's end: its inode must not be used again at once.
         device.write(f"goes {name} {n}", f"goes {n}")
+        if (device.folder / f"goes {name} {last}").exists():
+            (device.folder / f"goes {name} {last}").unlink()
 
 
 def cut(device: Device, point: str) -> bool:
@@ -60,9 +68,12 @@ def cut(device: Device, point: str) -> bool:
 def test_a_client_killed_at_any_point_goes_on(pair: Pair, part: int) -> None:
     prepare(pair)
     missed = []
-    for n, point in enumerate(x for x in POINTS[part * PER_RUN :][:PER_RUN] if x not in LINK_POINTS):
+    points = [x for x in POINTS[part * PER_RUN :][:PER_RUN] if x not in LINK_POINTS | COMMAND_POINTS]
+    for n, point in enumerate(points):
         work(pair, n)
+        choose(pair.b, Verb.ADD, "left out")
         hits = [cut(device, point) for device in pair]
+        choose(pair.b, Verb.REMOVE, "left out")
         if not any(hits):
             missed.append(point)
         settle(*pair)
@@ -71,6 +82,20 @@ def test_a_client_killed_at_any_point_goes_on(pair: Pair, part: int) -> None:
         assert {f"a's edit {n}".encode(), f"b's own edit {n}".encode()} <= contents, point
     # Pages with more to come are only met by a new listing.
     assert [x for x in missed if not x.startswith("client.state.page")] == []
+
+
+@pytest.mark.parametrize("point", sorted(COMMAND_POINTS))
+def test_a_command_cut_short_can_be_given_again(pair: Pair, point: str) -> None:
+    pair.a.write("out/f", "f")
+    settle(*pair)
+    folder = ["--folder", str(pair.b.folder)]
+    args = ["config", "set", "limit-up", "1M"] if "config" in point else ["exclude", "add", "out"]
+    assert pair.b.command(*args, *folder, fault=point).returncode == -signal.SIGKILL
+    assert pair.b.command(*args, *folder).returncode == 0
+    settle(*pair)
+    assert pair.b.status().limit_up == (1_000_000 if "config" in point else None)
+    assert pair.b.tree() == ({"out": None, "out/f": b"f"} if "config" in point else {})
+    assert pair.a.tree() == {"out": None, "out/f": b"f"}
 
 
 @pytest.mark.parametrize("point", sorted(LINK_POINTS))

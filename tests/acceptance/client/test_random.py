@@ -15,8 +15,6 @@ from wire.names import name_key
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 NAMES = ["a", "b", "A", "ß", "é"]
-LIVE_NAMES = ["a", "b", "c", "é"]
-"""None that differ in case only: made on both sides in one moment, one of the two would be left alone."""
 SEEDS = 6
 
 
@@ -86,7 +84,7 @@ def play_live(pair: Pair, seed: int) -> None:
     rng = random.Random(seed)
     gone: set[bytes] = set()
     made: list[bytes] = []
-    users = [User(device, rng, gone, made, LIVE_NAMES) for device in pair]
+    users = [User(device, rng, gone, made, NAMES) for device in pair]
     with pair.a.watching("--allow-mass-delete"), pair.b.watching("--allow-mass-delete"):
         for _ in range(120):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):

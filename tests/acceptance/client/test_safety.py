@@ -100,12 +100,11 @@ def test_what_cannot_be_synced_is_reported_and_left_alone(pair: Pair) -> None:
     a.write(".ds_store", "junk")
     a.write("ends with a space ", "x")
     settle(*pair)
-    assert pair.b.tree() == {"fine": b"fine", "Clash": b"1"}
+    assert pair.b.tree() == {"fine": b"fine", "Clash": b"1", "clash (Case Conflict)": b"2"}
     assert a.skipped() == {
         "link": "symlink",
         "pipe": "special_file",
         "inv\\xff": "not_utf8",
-        "clash": "name_clash",
         ".ds_store": "disallowed_name",
         "ends with a space ": "malformed_path",
     }

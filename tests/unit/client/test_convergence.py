@@ -35,7 +35,8 @@ from client.settle import (
     synced_as,
     undo_move,
 )
-from client.trees import Tree, Trees
+from client.tree import Tree
+from client.trees import Trees
 
 T = TypeVar("T")
 NAMES = ["a", "b", "c", "A"]
@@ -49,7 +50,7 @@ class Server:
     """The rules of semantics.md, as far as the client meets them."""
 
     def __init__(self) -> None:
-        self.tree: Tree[RemoteNode] = Tree()
+        self.tree: Tree[RemoteNode] = Trees().remote
         self.jid = 0
         self.next_id = 1
         self.log: list[int] = []

@@ -9,7 +9,7 @@ import pytest
 from client.match import Matcher
 from client.model import Kind, LocalNode, SyncedNode
 from client.reading import hash_file
-from client.scan import Listing, Seen, scan_all, scan_some
+from client.scan import Lister, Seen
 from client.trees import Trees
 
 
@@ -26,20 +26,14 @@ class Disk:
         target.write_text(text)
         return target
 
-    def scan(self, *folders: str) -> Matcher:
+    def scan(self, *folders: str, lister: Lister | None = None) -> Matcher:
         root = os.fsencode(self.root)
-        listing = (
-            scan_some(root, [os.fsencode(f) for f in folders], self.is_known) if folders else scan_all(root)
-        )
-        matcher = Matcher(self.trees, listing)
-        matcher.look()
-        contents = {x.path: hash_file(root + b"/" + x.path).content for x in matcher.candidates()}
-        matcher.apply(contents)
+        some = [os.fsencode(f) for f in folders] if folders else None
+        matcher = Matcher(self.trees, lister or Lister(root), some)
+        for _ in (*matcher.look(), *matcher.take_new()):
+            matcher.flush()
+        matcher.finish({x.path: hash_file(root + b"/" + x.path).content for x in matcher.candidates()})
         return matcher
-
-    def is_known(self, path: bytes, seen: Seen) -> bool:
-        found = self.trees.find_local(path)
-        return found is not None and self.node(found).fingerprint.inode == seen.fingerprint.inode
 
     def hash_all(self) -> None:
         """What uploads do: read what has not been read."""
@@ -56,6 +50,17 @@ class Disk:
 
     def ids(self) -> dict[str, int]:
         return {self.trees.local_path(x.id).decode(): x.id for x in self.trees.local.nodes()}
+
+
+class Faked(Lister):
+    """Lists some folders otherwise than they are."""
+
+    def __init__(self, disk: Disk, folders: dict[bytes, list[Seen] | None]):
+        super().__init__(os.fsencode(disk.root))
+        self._folders = folders
+
+    def list_folder(self, folder: bytes) -> list[Seen] | None:
+        return self._folders[folder] if folder in self._folders else super().list_folder(folder)
 
 
 @pytest.fixture
@@ -152,7 +157,7 @@ def test_of_names_that_differ_in_case_only_the_known_one_counts(disk: Disk) -> N
     disk.write("NAME", "second")
     matcher = disk.scan()
     assert disk.ids() == before
-    assert [(path, reason) for path, reason, _ in matcher.problems] == [(b"NAME", "name_clash")]
+    assert {path: reason for path, (reason, _) in matcher.clashes.items()} == {b"NAME": "name_clash"}
 
 
 def test_a_symlink_in_a_files_place_blocks_the_entry(disk: Disk) -> None:
@@ -174,11 +179,7 @@ def test_an_unreadable_folder_loses_nothing(disk: Disk) -> None:
     disk.write("d/f")
     disk.scan()
     before = disk.ids()
-    listing = scan_all(os.fsencode(disk.root))
-    listing.folders[b"d"] = None
-    matcher = Matcher(disk.trees, listing)
-    matcher.look()
-    matcher.apply({})
+    disk.scan(lister=Faked(disk, {b"d": None}))
     assert disk.ids() == before
     assert disk.node(before["d"]).is_blocked
 
@@ -188,13 +189,11 @@ def test_a_scan_of_one_folder_doubts_what_may_come_from_another(disk: Disk) -> N
     disk.write("to/g")
     disk.scan()
     (disk.root / "from/f").rename(disk.root / "to/f")
-    listing = scan_some(os.fsencode(disk.root), [b"to"], disk.is_known)
-    matcher = Matcher(disk.trees, listing)
-    matcher.look()
-    assert matcher.doubts == {b"from"}
-    listing = scan_some(os.fsencode(disk.root), [b"from"], disk.is_known)
-    matcher = Matcher(disk.trees, listing)
-    matcher.look()
+    before = disk.ids()
+    assert disk.scan("to").doubts == {b"from"}
+    assert disk.ids() == before, "it waits for the look at the other folder"
+    matcher = Matcher(disk.trees, Lister(os.fsencode(disk.root)), [b"from", b"to"])
+    assert [*matcher.look()] == []
     assert matcher.has_vanished
 
 
@@ -204,10 +203,7 @@ def test_an_inode_used_again_for_another_folder_is_not_a_rename(disk: Disk) -> N
     before = disk.ids()
     old = disk.node(before["old"])
     seen = Seen(b"new", "new", Kind.FOLDER, old.fingerprint._replace(mtime_ns=1))
-    listing = Listing({b"": [seen], b"new": []}, is_whole=True)
-    matcher = Matcher(disk.trees, listing)
-    matcher.look()
-    matcher.apply({})
+    disk.scan(lister=Faked(disk, {b"": [seen], b"new": []}))
     assert disk.ids()["new"] != before["old"]
 
 
@@ -217,7 +213,8 @@ def test_a_racy_file_is_read_again_at_the_next_whole_scan(disk: Disk) -> None:
     disk.hash_all()
     node = disk.node(disk.ids()["f"])
     assert node.is_racy
-    disk.scan(".")
+    disk.scan("")
+    assert disk.node(node.id).content is not None
     disk.scan()
     assert disk.node(node.id).content is None
 
@@ -225,9 +222,10 @@ def test_a_racy_file_is_read_again_at_the_next_whole_scan(disk: Disk) -> None:
 def test_the_private_folder_is_never_seen(disk: Disk) -> None:
     disk.write(".shardbox/state.db")
     disk.write("sub/.shardbox/marker")
-    matcher = disk.scan()
+    lister = Lister(os.fsencode(disk.root))
+    disk.scan(lister=lister)
     assert disk.ids() == {}
-    assert [reason for _, reason, _ in matcher.problems] == ["linked_folder_inside"]
+    assert {reason for reason, _ in lister.problems.values()} == {"linked_folder_inside"}
 
 
 def test_synced_children_follow_a_renumbered_folder() -> None:

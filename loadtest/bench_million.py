@@ -1,0 +1,144 @@
+"""`make bench-million`: a great many small files, up from one device and down to another, and what it costs.
+
+Writes build/bench/million.json. The files are of 1 to 200 bytes, all different unless --contents says so,
+in a folder per thousand (at least a thousand folders, two levels deep).
+
+python -m loadtest.bench_million [--count N] [--contents N] [--data-dir DIR]
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from loadtest.commands import BIN, Cluster, Device, running_cluster
+
+OUTPUT = Path("build/bench/million.json")
+COUNT = 1_000_000
+MIN_FOLDERS = 1_000
+FILES_PER_FOLDER = 1_000
+FOLDERS_PER_FOLDER = 40
+MAX_BYTES = 200
+SAMPLE_S = 0.1
+"""How often the resident size is looked at: it changes slowly compared with that."""
+
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    """Run it and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=COUNT, help="how many files")
+    parser.add_argument("--contents", type=int, help="how many different contents; as many as files")
+    parser.add_argument("--data-dir", type=Path, help="keep the cluster's data here")
+    options = parser.parse_args()
+    folders = Path(tempfile.mkdtemp(prefix="shardbox-million-", dir="/var/tmp"))
+    try:
+        with running_cluster(options.data_dir) as cluster:
+            figures = run_course(cluster, folders, options.count, options.contents or options.count)
+    finally:
+        shutil.rmtree(folders, ignore_errors=True)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    for name, value in figures.items():
+        print(f"{name:32} {value}")
+
+
+def run_course(cluster: Cluster, folders: Path, count: int, contents: int) -> Figures:
+    """Up, down, and once more with nothing to do."""
+    cluster.add_user("ada@bench.example", "Ada")
+    a = cluster.link("ada@bench.example", folders / "a", "A")
+    b = cluster.link("ada@bench.example", folders / "b", "B")
+    say(f"{count} files of {contents} contents")
+    made_folders = make_tree(a.folder, count, contents)
+    say("up from A")
+    up_s, up_rss = sync_watched(a)
+    say("down to B")
+    down_s, down_rss = sync_watched(b)
+    say("nothing to do on A")
+    again_s, again_rss = sync_watched(a)
+    return {
+        "files": count,
+        "folders": made_folders,
+        "contents": contents,
+        "up_s": round(up_s, 1),
+        "up_files_per_s": round(count / up_s, 1),
+        "up_rss_mb_max": round(up_rss / 1e6, 1),
+        "down_s": round(down_s, 1),
+        "down_files_per_s": round(count / down_s, 1),
+        "down_rss_mb_max": round(down_rss / 1e6, 1),
+        "again_s": round(again_s, 1),
+        "again_rss_mb_max": round(again_rss / 1e6, 1),
+        "state_mb": round((a.folder / ".shardbox/state.db").stat().st_size / 1e6, 1),
+        "trees_equal": is_same(os.fsencode(a.folder), os.fsencode(b.folder)),
+    }
+
+
+def make_tree(root: Path, count: int, contents: int) -> int:
+    """Write the files; how many folders there are."""
+    folders = max(MIN_FOLDERS, -(-count // FILES_PER_FOLDER))
+    for folder in range(folders):
+        path = root / f"part {folder // FOLDERS_PER_FOLDER:03}" / f"folder {folder:05}"
+        path.mkdir(parents=True)
+        for number in range(folder, count, folders):
+            (path / f"file {number:07}.txt").write_bytes(content_of(number % contents))
+    return folders + -(-folders // FOLDERS_PER_FOLDER)
+
+
+def content_of(number: int) -> bytes:
+    """1 to 200 bytes that no other number has."""
+    rng = random.Random(number)
+    text = f"{number:x} "
+    return (text + "x" * rng.randrange(MAX_BYTES - len(text))).encode()
+
+
+def sync_watched(device: Device) -> tuple[float, int]:
+    """Sync once; the seconds that it took, and the most memory that it held."""
+    started, most = time.monotonic(), 0
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [BIN / "shardbox", "sync", device.folder], stdout=output, stderr=subprocess.STDOUT
+        )
+        process = psutil.Process(child.pid)
+        while child.poll() is None:
+            try:
+                most = max(most, process.memory_info().rss)
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(SAMPLE_S)
+        if child.wait() != 0:
+            output.seek(0)
+            raise RuntimeError(f"sync of {device.folder}: {output.read().decode()[-4000:]}")
+    return time.monotonic() - started, most
+
+
+def is_same(one: bytes, other: bytes) -> bool:
+    """Whether two trees hold the same names and bytes, with a folder of each in memory at a time."""
+    found = [sorted(os.scandir(path), key=lambda x: x.name) for path in (one, other)]
+    left, right = ([x for x in entries if x.name != b".shardbox"] for entries in found)
+    if [x.name for x in left] != [x.name for x in right]:
+        return False
+    return all(_is_same_entry(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _is_same_entry(one: "os.DirEntry[bytes]", other: "os.DirEntry[bytes]") -> bool:
+    if one.is_dir() or other.is_dir():
+        return one.is_dir() and other.is_dir() and is_same(one.path, other.path)
+    return Path(os.fsdecode(one.path)).read_bytes() == Path(os.fsdecode(other.path)).read_bytes()
+
+
+def say(what: str) -> None:
+    """Tell how far it is."""
+    print(f"--- {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
