@@ -2,9 +2,13 @@
 
 import asyncio
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,7 +18,7 @@ import pytest
 
 import metaserver.main
 from tests.integration.blockserver.client import BlockClient
-from tests.integration.blockserver.servers import ServerProcess, Stack, reserved_ports
+from tests.integration.blockserver.servers import REPOSITORY, ServerProcess, Stack, reserved_ports
 from tests.integration.blockserver.uploads import Draft, Refused, Uploader
 from tests.support.waiting import wait_until
 from wire import faults
@@ -23,7 +27,7 @@ from wire.grants import UPLOADS_PATH, UploadGrant, format_upload_url, parse_gran
 from wire.hashes import BLOCK_BYTES, MAX_FILE_BYTES, block_hash, content_hash
 from wire.ids import format_file_id, format_rev, format_upload_id, parse_rev, parse_upload_id
 from wire.keys import KeyRing
-from wire.sessions import MAX_COMPLETE_HASHES, MAX_OPEN_SESSIONS, MAX_TARGETS
+from wire.sessions import MAX_COMPLETE_HASHES, MAX_OPEN_SESSIONS, MAX_TARGETS, FileMetadata
 
 assert metaserver.main
 pytestmark = pytest.mark.xdist_group("uploads")
@@ -549,6 +553,27 @@ async def test_without_blockservers_a_session_waits(ada: Uploader):
     assert (refused.code, refused.info.retryable) == ("upstream_unavailable", True)
     ada.stack.blockserver.start()
     await ada.upload(draft)
+
+
+# ---- As it is written
+
+
+def test_the_example_of_the_page_runs(ada: Uploader, tmp_path: Path):
+    if not all(map(shutil.which, ("bash", "curl", "jq", "xxd"))):
+        pytest.skip("curl, jq and xxd are needed")
+    (script,) = re.findall(
+        r"```sh\n(.*?)```", (REPOSITORY / "docs/upload-sessions.md").read_text(), re.DOTALL
+    )
+    places = {
+        "META": ada.stack.metaserver.url,
+        "BLOCK": ada.stack.blockserver.url,
+        "TOKEN": ada.auth["Authorization"].removeprefix("Bearer "),
+    }
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | places, capture_output=True, check=True)
+    *_, last = done.stdout.splitlines()
+    found = msgspec.json.decode(last[last.index(b'{"file_id"') :], type=FileMetadata)
+    assert (found.name, found.size) == ("hello.txt", 6)
 
 
 # ---- Cut short
