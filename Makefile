@@ -11,7 +11,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-journal test-kill test-restore check fmt docs bench bench-sync lock
+.PHONY: help setup run down test test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-api loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -52,16 +52,28 @@ test: $(INSTALLED) ## Run the tests, with coverage
 test-journal: $(INSTALLED) ## 10,000 random histories of the journal; writes build/test/journal.json
 	$(BIN)/python -m tests.journal
 
+test-contract: $(INSTALLED) ## 500 requests to each operation of every server; writes build/test/contract.json
+	CONTRACT_EXAMPLES=500 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup tests/contract
+
 test-kill: $(INSTALLED) ## Kill everything in turn during syncs; writes build/test/kill.json
 	$(BIN)/python -m tests.kill
 
 test-restore: $(INSTALLED) ## Lose a shard and the directory, and restore them; writes build/test/restore.json
 	$(BIN)/python -m tests.restore
 
-bench: bench-sync ## Run all benchmarks
+test-badinput: $(INSTALLED) ## Bad input of every kind; writes build/test/badinput.json
+	$(BIN)/python -m tests.badinput
+
+bench: bench-sync bench-api ## Run all benchmarks
 
 bench-sync: $(INSTALLED) ## Two devices, real input, measured; writes build/bench/sync.json
 	$(BIN)/python -m loadtest.bench_sync
+
+bench-api: $(INSTALLED) ## Requests to one metaserver process, measured; writes build/bench/api.json
+	$(BIN)/python -m loadtest.bench_api
+
+loadtest: $(INSTALLED) ## Devices under Locust for a minute; writes build/loadtest/report.html
+	$(BIN)/python -m loadtest.run_load
 
 check: $(INSTALLED) ## Lint, formatting, types, layers, secrets, licences: what CI runs beside the tests
 	$(BIN)/ruff check .

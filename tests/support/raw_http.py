@@ -64,6 +64,7 @@ class RawConnection:
                 rest = await self._reader.read()
             except ConnectionError:
                 return True
+        rest = rest.removeprefix(b"HTTP/1.1 100 (Continue)\r\n\r\n")
         return rest == b"" or (or_status is not None and rest.split()[1] == str(or_status).encode())
 
     async def close(self) -> None:
