@@ -124,7 +124,7 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="re
     rev: str
 
 
-Operation = CommitFile | CreateFolder | Move | Delete
+Operation = CommitFile | CreateFolder | Move | Copy | Delete | Restore
 
 
 class Tag(StrEnum):
