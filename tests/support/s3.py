@@ -205,7 +205,7 @@ Mood = Literal["well", "mute", "slow", "refusing", "gone"]
 class MoodyProxy:
     """A TCP proxy before a store.
 
-    well: passes everything on. mute: takes requests and never answers. slow: passes 20 kB/s back. refusing:
+    well: passes everything on. mute: takes requests and never answers. slow: passes 100 kB/s back. refusing:
     answers every request with `answer` and hangs up. gone: cuts every connection at once. A connection
     keeps the mood that it was made in; `set` cuts those that are open.
     """
@@ -279,7 +279,7 @@ class MoodyProxy:
 
     def _pass_back(self, server: socket.socket, client: socket.socket, is_slow: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := server.recv(200 if is_slow else 65536):
+            while data := server.recv(1_000 if is_slow else 65536):
                 client.sendall(data)
                 if is_slow:
                     self._is_closed.wait(0.01)
