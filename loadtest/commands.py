@@ -40,10 +40,17 @@ class Cluster:
 
     data_dir: Path
     url: str
+    blockserver_url: str
+    notifserver_url: str
 
     def ctl(self, *args: str) -> Any:
         """What a shardctl command answers, as JSON."""
         return run_json("shardctl", *args)
+
+    def pid(self, process: str) -> int:
+        """The pid of a process by its name."""
+        found = next(p for p in self.ctl("dev", "status")["processes"] if p["name"] == process)
+        return int(found["pid"])
 
     def add_user(self, email: str, name: str) -> str:
         """A new account's id."""
@@ -58,16 +65,18 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(data_dir: Path | None) -> Iterator[Cluster]:
+def running_cluster(data_dir: Path | None, *, metaservers: int = 2) -> Iterator[Cluster]:
     """A cluster in a folder of its own, which goes with it, or in the one given, which stays."""
     # Not below the caller's home: as root, PostgreSQL runs under a user who cannot look into root's.
     folder = data_dir or Path(tempfile.mkdtemp(prefix="shardbox-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
     os.environ["SHARDBOX_DEV_DIR"] = str(folder)
     try:
-        run("shardctl", "dev", "up")
+        run("shardctl", "dev", "up", "--metaservers", str(metaservers))
         status = run_json("shardctl", "dev", "status")
-        yield Cluster(folder, status["metaserver_urls"][0])
+        yield Cluster(
+            folder, status["metaserver_urls"][0], status["blockserver_url"], status["notifserver_url"]
+        )
     finally:
         if data_dir is None:
             subprocess.run([BIN / "shardctl", "dev", "reset", "--yes"], capture_output=True, check=False)
