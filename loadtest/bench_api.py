@@ -23,8 +23,8 @@ import psutil
 import uvloop
 
 from loadtest.commands import Cluster, running_cluster
+from loadtest.connection import Answer, Connection
 from loadtest.devices import LoadDevice, link_all, make_codes, put_block
-from loadtest.http import Answer, Connection
 from wire.api import (
     Batch,
     BatchResult,

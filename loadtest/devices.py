@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from loadtest.commands import Cluster
-from loadtest.http import Connection
+from loadtest.connection import Connection
 from wire.api import LinkDevice, LinkedDevice
 from wire.blocks import FrameStatus, format_frame_head
 from wire.hashes import block_hash
