@@ -21,6 +21,7 @@ from wire.errors import (
     NotFound,
     QuotaExceeded,
     TooManyEntries,
+    TooManyWriteOperations,
     UploadSessionCommitted,
     UploadSessionNotFound,
 )
@@ -92,6 +93,7 @@ class CommitUploadHandler(SessionHandler):
         ConflictFileAncestor,
         BlocksAbsent,
         QuotaExceeded,
+        TooManyWriteOperations,
         UploadSessionNotFound,
         UploadSessionCommitted,
     )

@@ -12,7 +12,7 @@ from wire.errors import InvalidCursor, InvalidUploadUrl
 from wire.grants import MAX_GRANT_CHARS, UPLOADS_PATH, UploadGrant, format_upload_url, parse_grant
 from wire.hashes import BlockHash, block_hash
 from wire.ids import AccountId, DeviceId, Jid, NsId
-from wire.internal import DeviceCaller
+from wire.internal import DeviceCaller, IdentityCaller
 from wire.keys import Key, KeyRing
 
 OLD, NEW = Key("old", b"o" * 32), Key("new", b"n" * 32)
@@ -31,9 +31,10 @@ def grant_of(url: str) -> str:
     st.binary(min_size=16, max_size=16),
     st.none() | st.binary(min_size=32, max_size=32).map(BlockHash),
     st.integers(0, 2**22),
+    st.sampled_from([CALLER, IdentityCaller("https://" + "i" * 247, "s" * 255)]),
 )
-def test_grants_come_back(ns_id, session, name, size):
-    grant = UploadGrant(NsId(ns_id), session, CALLER, name, size, 1_000)
+def test_grants_come_back(ns_id, session, name, size, caller):
+    grant = UploadGrant(NsId(ns_id), session, caller, name, size, 1_000)
     url = format_upload_url("http://blocks.example/", grant, RING)
     assert parse_grant(grant_of(url), RING, now_s=999.9) == grant
     assert url.startswith("http://blocks.example/v1/uploads/")
