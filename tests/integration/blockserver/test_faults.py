@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
 
 import aiohttp
 import psycopg
@@ -17,7 +21,7 @@ from tests.integration.blockserver.client import BlockClient, object_names, obje
 from tests.integration.blockserver.servers import Stack
 from tests.support.databases import PgServers
 from wire import faults
-from wire.hashes import block_hash
+from wire.hashes import BLOCK_BYTES, block_hash
 from wire.ids import slot_of, slot_of_digest
 
 assert blockserver.main
@@ -201,3 +205,42 @@ async def test_a_shard_that_is_down_costs_its_hashes_alone(stack: Stack, pg_serv
     while any(v.error for v in await client.put_pack(pack_of(*blocks))):
         assert time.monotonic() < deadline
     assert await client.missing(*blocks) == []
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[dict[str, str]]:
+    """Room for two large blocks: a file system of its own; where that is not allowed, a large reserve."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=11m,nr_inodes=20k", "shardbox-test", str(folder)]
+    is_mounted = os.getuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    reserve = 2**20 if is_mounted else shutil.disk_usage(folder).free - 10 * 2**20
+    try:
+        yield {"SHARDBOX_BLOCK_DIR": str(folder / "blocks"), "SHARDBOX_BLOCK_MIN_FREE_BYTES": str(reserve)}
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_full_disk_refuses_new_blocks_and_hands_out_the_old(stack: Stack, tmp_path: Path):
+    client = BlockClient(stack, await stack.new_user())
+    blocks = [os.urandom(BLOCK_BYTES) for _ in range(6)]
+    with small_disk(tmp_path / "disk") as settings:
+        stack.blockserver.kill()
+        stack.blockserver.start(**settings)
+        verdicts = await client.put_pack(pack_of(*blocks))
+        refused = [data for data, verdict in zip(blocks, verdicts, strict=True) if verdict.error]
+        assert 4 <= len(refused) < 6
+        assert {verdict.error.code for verdict in verdicts if verdict.error} == {"storage_full"}
+        url, body = client.url(refused[0]), BytesIO(refused[0])
+        async with stack.http.put(url, data=body, headers=client.auth) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (507, "1")
+        assert await client.missing(*blocks) == [block_hash(data).hex() for data in refused]
+        disk = tmp_path / "disk" / "blocks"
+        assert len(list(disk.glob("objects/*/*"))) == len(blocks) - len(refused)
+        assert [p.name for p in disk.glob("writing/*/*")] == []
+        for data in set(blocks) - set(refused):
+            assert (await client.get(data))[:2] == (200, data)
+        async with stack.http.get(f"{stack.blockserver.url}/readyz") as answer:
+            assert answer.status == 200
+        stack.blockserver.kill()
+    stack.blockserver.start()
