@@ -27,7 +27,7 @@ from wire import faults
 
 DAY_S = 24 * 3_600
 LOADED_TIMEOUT_S = 30.0
-"""Servers look at their files every two seconds; one that takes this long hangs, or reads another file."""
+"""Servers look at their files every second; one that takes this long hangs, or reads another file."""
 POLL_S = 0.2
 
 faults.declare("ops.keys.public_added", "ops.keys.added", "ops.keys.signing", "ops.keys.private_retired")
@@ -232,7 +232,10 @@ def _trouble(kind: KeyKind, key_id: str, url: str, signs: bool | None) -> str | 
     if not mine:
         return f"has not got key {key_id} yet"
     is_signing = float(mine[0].rpartition(" ")[2]) == 1
-    return None if signs in (None, is_signing) else f"does not use key {key_id} as it should"
+    has_signer = any(float(line.rpartition(" ")[2]) == 1 for line in lines)
+    return (
+        None if not has_signer or signs in (None, is_signing) else f"does not use key {key_id} as it should"
+    )
 
 
 def rotate(store: KeyStore, urls: Sequence[str], say: Callable[[str], None], *, timeout_s: float) -> str:

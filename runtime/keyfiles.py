@@ -19,7 +19,7 @@ from wire.keys import KeyRing
 
 _log = get_log(__name__)
 
-KEYS_CHECK_S = 2.0
+KEYS_CHECK_S = 1.0
 """How often the files are looked at: a few system calls. `shardctl keys rotate` waits until all have."""
 
 Take = Callable[[bytes], list[str]]
@@ -31,6 +31,8 @@ class _File:
     kind: str
     path: Path
     take: Take
+    has_signer: bool
+    """Whether this process signs, or only verifies what others have signed."""
     stamp: tuple[int, int, int] | None
     refused: bytes | None = None
     """What was last found and could not be used: it is told of once."""
@@ -58,7 +60,7 @@ class KeyFiles:
             ring.replace(KeyRing.parse(content))
             return ring.ids
 
-        self._watch(kind, path, take)
+        self._watch(kind, path, take, has_signer=True)
         return ring
 
     def tokens(self, path: Path, verifier: TokenVerifier, issuer: TokenIssuer | None = None) -> None:
@@ -71,7 +73,7 @@ class KeyFiles:
                 issuer.replace(fresh)
             return key_ids(content)
 
-        self._watch("token", path, take)
+        self._watch("token", path, take, has_signer=issuer is not None)
 
     def start(self) -> None:
         """Begin to look."""
@@ -84,9 +86,9 @@ class KeyFiles:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def _watch(self, kind: str, path: Path, take: Take) -> None:
+    def _watch(self, kind: str, path: Path, take: Take, *, has_signer: bool) -> None:
         # Before the content: a change between the two is seen as one.
-        file = _File(kind, path, take, _stamp(path))
+        file = _File(kind, path, take, has_signer, _stamp(path))
         self._apply(file, path.read_bytes())
         self._files.append(file)
 
@@ -118,7 +120,7 @@ class KeyFiles:
         for key_id in set(file.ids) - set(ids):
             self._loaded.remove(file.kind, key_id)
         for position, key_id in enumerate(ids):
-            self._loaded.labels(file.kind, key_id).set(position == 0)
+            self._loaded.labels(file.kind, key_id).set(file.has_signer and position == 0)
         file.ids = ids
 
 

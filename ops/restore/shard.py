@@ -220,6 +220,8 @@ def check_old_is_gone(dsn: str, name: str) -> None:
     """
     try:
         psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_S).close()
-    except psycopg.OperationalError:
-        return
+    except psycopg.OperationalError as error:
+        # One that refuses us alone would still take the metaservers' writes.
+        if "authentication" not in str(error) and "pg_hba.conf" not in str(error):
+            return
     raise UsageError(f"{name} still answers where the directory says ({dsn}): stop that server first")
