@@ -23,6 +23,8 @@ from wire.keys import KeyRing
 
 REPOSITORY = Path(__file__).parents[3]
 STOP_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0
+"""Several processes import everything at once, on a machine that other tests keep busy."""
 
 
 class ServerProcess:
@@ -47,7 +49,9 @@ class ServerProcess:
 
     def wait_ready(self) -> None:
         """Until it is ready."""
-        wait_for(self._is_ready, f"{self.kind} ready: {self._log.read_text()[-2_000:]}")
+        wait_for(
+            self._is_ready, f"{self.kind} ready: {self._log.read_text()[-2_000:]}", timeout_s=START_TIMEOUT_S
+        )
 
     def start_unready(self, **settings: str) -> None:
         """Start it, as it may well die before it is ready."""

@@ -42,7 +42,7 @@ class Front:
     notifserver: ServerProcess
     ports: list[int]
     env: dict[str, str]
-    """What every server is told."""
+    """What a metaserver is told."""
 
     def auth(self, user: User) -> dict[str, str]:
         """The header of a device's requests."""
@@ -129,7 +129,7 @@ async def running_front(cluster: FreshCluster, folder: Path) -> AsyncIterator[Fr
             blockserver=blockserver,
             notifserver=notifserver,
             ports=ports,
-            env=shared | cursor,
+            env=shared | tokens | meta_env,
         )
 
 

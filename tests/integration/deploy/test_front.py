@@ -1,9 +1,11 @@
 """Signing in by an OpenID provider, and HAProxy in front: real servers, real provider, real HAProxy."""
 
 import asyncio
+import os
 import secrets
 import signal
 import ssl
+import sys
 import time
 from collections import Counter
 from io import BytesIO
@@ -14,7 +16,7 @@ import aiohttp
 import jwt
 import pytest
 
-from tests.integration.blockserver.servers import ServerProcess
+from tests.integration.blockserver.servers import REPOSITORY, ServerProcess
 from tests.integration.deploy.front import NOTICE_S, Front, running_haproxy, session_from
 from tests.support.certificates import Authority
 from tests.support.services import User, commit_of
@@ -23,6 +25,7 @@ from wire.hashes import block_hash
 from wire.ids import AccountId
 
 pytestmark = pytest.mark.xdist_group("front")
+EXIT_BAD_CODE = 8
 KINDS = ("metaservers", "blockservers", "notifservers")
 HOLDS_WITHIN_S = 10.0
 CLIENT, STRANGER = "127.0.0.7", "127.0.0.8"
@@ -252,12 +255,15 @@ async def test_a_metaserver_is_drained_without_a_failed_request(front: Front):
 # ---- TLS in the servers
 
 
-async def test_a_server_speaks_tls_by_itself(front: Front, tmp_path: Path):
+async def test_a_server_speaks_tls_by_itself_and_the_client_verifies_it(front: Front, tmp_path: Path):
     authority = Authority(tmp_path)
     cert_file, key_file = authority.issue()
-    env = front.env | {"SHARDBOX_TLS_CERT_FILE": str(cert_file), "SHARDBOX_TLS_KEY_FILE": str(key_file)}
     port = front.ports[4]  # HAProxy's, which does not run now
-    server = ServerProcess("notifserver", port, env, tmp_path / "tls.log")
+    url = f"https://127.0.0.1:{port}"
+    tls = {"SHARDBOX_TLS_CERT_FILE": str(cert_file), "SHARDBOX_TLS_KEY_FILE": str(key_file)}
+    server = ServerProcess(
+        "metaserver", port, front.env | tls | {"SHARDBOX_PUBLIC_URL": url}, tmp_path / "log"
+    )
     server.start_unready()
     verified = ssl.create_default_context(cafile=authority.file)
     try:
@@ -265,7 +271,7 @@ async def test_a_server_speaks_tls_by_itself(front: Front, tmp_path: Path):
 
             async def is_ready() -> bool:
                 try:
-                    async with http.get(f"https://127.0.0.1:{port}/readyz", ssl=verified) as answer:
+                    async with http.get(f"{url}/readyz", ssl=verified) as answer:
                         return answer.status == 200
                 except aiohttp.ClientConnectorCertificateError:
                     raise
@@ -274,8 +280,18 @@ async def test_a_server_speaks_tls_by_itself(front: Front, tmp_path: Path):
 
             await wait_until(is_ready, "the server over TLS")
             with pytest.raises(aiohttp.ClientConnectorCertificateError):
-                await http.get(f"https://127.0.0.1:{port}/readyz")
+                await http.get(f"{url}/readyz")
             with pytest.raises(aiohttp.ClientError):
                 await http.get(f"http://127.0.0.1:{port}/readyz")
+        client = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "client", "link", url, "--code", "1-wrong", str(tmp_path / "folder")),
+            env=os.environ | {"SSL_CERT_FILE": str(authority.file)},
+            cwd=REPOSITORY,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        told, _ = await client.communicate()
+        # The server has been asked, and has refused: the code, not the connection.
+        assert client.returncode == EXIT_BAD_CODE, told.decode()
     finally:
         server.kill()
