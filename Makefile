@@ -11,7 +11,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-api loadtest lock
+.PHONY: help setup run down test test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -71,6 +71,9 @@ bench-sync: $(INSTALLED) ## Two devices, real input, measured; writes build/benc
 
 bench-api: $(INSTALLED) ## Requests to one metaserver process, measured; writes build/bench/api.json
 	$(BIN)/python -m loadtest.bench_api
+
+bench-million: $(INSTALLED) ## COUNT (1,000,000) small files up and down, measured; writes build/bench/million.json
+	$(BIN)/python -m loadtest.bench_million $(if $(COUNT),--count $(COUNT))
 
 loadtest: $(INSTALLED) ## Devices under Locust for a minute; writes build/loadtest/report.html
 	$(BIN)/python -m loadtest.run_load

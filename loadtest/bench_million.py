@@ -60,20 +60,22 @@ def run_course(cluster: Cluster, folders: Path, count: int, contents: int) -> Fi
     say(f"{count} files of {contents} contents")
     made_folders = make_tree(a.folder, count, contents)
     say("up from A")
-    up_s, up_rss = sync_watched(a)
+    up_s, up_cpu_s, up_rss = sync_watched(a)
     say("down to B")
-    down_s, down_rss = sync_watched(b)
+    down_s, down_cpu_s, down_rss = sync_watched(b)
     say("nothing to do on A")
-    again_s, again_rss = sync_watched(a)
+    again_s, _, again_rss = sync_watched(a)
     return {
         "files": count,
         "folders": made_folders,
         "contents": contents,
         "up_s": round(up_s, 1),
         "up_files_per_s": round(count / up_s, 1),
+        "up_cpu_s": round(up_cpu_s, 1),
         "up_rss_mb_max": round(up_rss / 1e6, 1),
         "down_s": round(down_s, 1),
         "down_files_per_s": round(count / down_s, 1),
+        "down_cpu_s": round(down_cpu_s, 1),
         "down_rss_mb_max": round(down_rss / 1e6, 1),
         "again_s": round(again_s, 1),
         "again_rss_mb_max": round(again_rss / 1e6, 1),
@@ -100,9 +102,9 @@ def content_of(number: int) -> bytes:
     return (text + "x" * rng.randrange(MAX_BYTES - len(text))).encode()
 
 
-def sync_watched(device: Device) -> tuple[float, int]:
-    """Sync once; the seconds that it took, and the most memory that it held."""
-    started, most = time.monotonic(), 0
+def sync_watched(device: Device) -> tuple[float, float, int]:
+    """Sync once; the seconds that it took, those of the processor, and the most memory that it held."""
+    started, cpu_s, most = time.monotonic(), 0.0, 0
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             [BIN / "shardbox", "sync", device.folder], stdout=output, stderr=subprocess.STDOUT
@@ -111,13 +113,14 @@ def sync_watched(device: Device) -> tuple[float, int]:
         while child.poll() is None:
             try:
                 most = max(most, process.memory_info().rss)
+                cpu_s = sum(process.cpu_times()[:2])
             except psutil.NoSuchProcess:
                 break
             time.sleep(SAMPLE_S)
         if child.wait() != 0:
             output.seek(0)
             raise RuntimeError(f"sync of {device.folder}: {output.read().decode()[-4000:]}")
-    return time.monotonic() - started, most
+    return time.monotonic() - started, cpu_s, most
 
 
 def is_same(one: bytes, other: bytes) -> bool:
