@@ -38,8 +38,8 @@ STRANGERS_BYTES = 16 * 2**20
 BODY_MEMORY_BYTES = 256 * 2**20
 """Two batches of the largest size do not fit in: decoded, each takes as much again."""
 TURN_BYTES = 256 * 2**10
-"""After decoding so much other requests get their turn: 1.5 ms. (A thread would not help: the decoder holds
-the interpreter's lock, and a batch of 128 MiB in a thread was seen to stop the loop for 0.6 s.)"""
+"""After decoding or parsing so much other requests get their turn: 1.5 ms. (A thread would not help: the
+decoder holds the interpreter's lock, and a batch of 128 MiB in a thread stopped the loop for 0.6 s.)"""
 
 
 class ByteBudget:

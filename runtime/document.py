@@ -26,6 +26,7 @@ from wire.errors import (
     IdentityNotLinked,
     ShardboxError,
     Unauthenticated,
+    UnsupportedEncoding,
     UpstreamUnavailable,
 )
 
@@ -101,7 +102,7 @@ class Operation:
         if self.mark.takes is not None or len(self.parameters) > 1:
             found.add(BadRequest)
         if self.mark.takes is not None:
-            found.add(BodyTooLarge)
+            found |= {BodyTooLarge, UnsupportedEncoding}
         return sorted(found, key=lambda error: (error.status, error.code))
 
 

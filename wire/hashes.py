@@ -4,9 +4,10 @@ Source: Dropbox's content_hash: SHA-256 over the concatenated SHA-256 digests of
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
-from typing import NewType
+from typing import NewType, cast
 
 from wire.errors import MalformedId
 
@@ -42,9 +43,26 @@ def parse_hash(text: str) -> BlockHash:
     return BlockHash(bytes.fromhex(text))
 
 
+def parse_hashes(texts: Sequence[str]) -> list[BlockHash]:
+    """Many hashes, in less than half the time of one by one: the largest file has 524,287.
+
+    Raises:
+        MalformedId: one is not 64 lower-case hex digits.
+    """
+    joined = "".join(texts)
+    with suppress(ValueError):
+        packed = bytes.fromhex(joined)
+        # fromhex takes upper case and spaces, too.
+        if set(map(len, texts)) <= {2 * DIGEST_BYTES} and packed.hex() == joined:
+            return split_blocklist(packed)
+    return [parse_hash(text) for text in texts]  # which tells of the first wrong one
+
+
 def split_blocklist(packed: bytes) -> list[BlockHash]:
     """The hashes of a stored blocklist (concatenated digests)."""
-    return [BlockHash(packed[i : i + DIGEST_BYTES]) for i in range(0, len(packed), DIGEST_BYTES)]
+    # BlockHash(…) would be a call for each of up to 524,287.
+    digests = [packed[i : i + DIGEST_BYTES] for i in range(0, len(packed), DIGEST_BYTES)]
+    return cast("list[BlockHash]", digests)
 
 
 def block_count(size_bytes: int) -> int:

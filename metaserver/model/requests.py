@@ -14,7 +14,7 @@ from metaserver.model.rows import Content
 from runtime.clock import parse_time_us
 from wire.api import CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore, WriteMode
 from wire.errors import BadRequest, ContentMismatch
-from wire.hashes import MAX_FILE_BYTES, ContentHash, block_count, content_hash, parse_hash
+from wire.hashes import MAX_FILE_BYTES, ContentHash, block_count, content_hash, parse_hash, parse_hashes
 from wire.ids import Jid, NsId, parse_rev
 from wire.names import parse_target
 
@@ -54,7 +54,7 @@ def _parse_commit(operation: CommitFile, root_ns: NsId) -> tuple[NsId, CommitReq
         raise BadRequest("`rev` goes with mode update, and only with it")
     if operation.size > MAX_FILE_BYTES:
         raise ContentMismatch(f"a file has at most {MAX_FILE_BYTES} bytes")
-    blocks = [parse_hash(text) for text in operation.blocks]
+    blocks = parse_hashes(operation.blocks)
     if len(blocks) != block_count(operation.size):
         raise ContentMismatch(f"a file of {operation.size} bytes has {block_count(operation.size)} blocks")
     claimed = ContentHash(parse_hash(operation.content_hash))

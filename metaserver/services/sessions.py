@@ -216,7 +216,7 @@ class SessionService:
         plan = (await self._get(key)).plan
         # The decoded form has one spelling, and nothing of the request is left out.
         digest = sha256(msgspec.msgpack.encode(request)).digest()
-        write = parse_write([self._operation(request, key, plan)], who, None)
+        write = await parse_write([self._operation(request, key, plan)], who, None)
 
         async def in_tx(tx: Tx) -> tuple[CommittedFile, BatchResult | None]:
             session = await rows.lock_session(tx.conn, key)

@@ -20,6 +20,7 @@ from metaserver.storage.block_rows import find_ready_sizes
 from metaserver.storage.journal import Append, KeepAnswer, append_journal
 from metaserver.storage.namespaces import find_for_write
 from metaserver.storage.revs import list_times
+from runtime.bodies import TURN_BYTES
 from runtime.clock import now_us
 from sharding.pool import Connection
 from sharding.tx import Transactions, Tx
@@ -81,7 +82,7 @@ class WriteService:
         if not 1 <= len(operations) <= MAX_BATCH_ENTRIES:
             raise TooManyEntries(f"a batch has 1 to {MAX_BATCH_ENTRIES} entries")
         who = await self._access.identify(caller)
-        write = parse_write(operations, who, key)
+        write = await parse_write(operations, who, key)
 
         async def in_tx(tx: Tx) -> BatchResult:
             return await self.write_in_tx(tx, who, write)
@@ -148,11 +149,20 @@ class WriteService:
         return result
 
 
-def parse_write(operations: Sequence[Operation], who: Who, key: str | None) -> Write:
-    """The operations as requests; one that cannot be understood keeps its error for its verdict."""
+async def parse_write(operations: Sequence[Operation], who: Who, key: str | None) -> Write:
+    """The operations as requests, with turns for others; what cannot be understood keeps its error."""
     parsed: list[Request | ShardboxError] = []
     ns_ids: set[NsId] = set()
+    digest = sha256()
+    byte_count = 0
     for operation in operations:
+        # The decoded form has one spelling, and nothing of the request is left out.
+        encoded = msgspec.msgpack.encode(operation)
+        digest.update(encoded)
+        byte_count += len(encoded)
+        if byte_count > TURN_BYTES:
+            byte_count = 0
+            await asyncio.sleep(0)
         try:
             ns_id, request = parse_operation(operation, who.root_ns)
         except ShardboxError as error:
@@ -162,9 +172,7 @@ def parse_write(operations: Sequence[Operation], who: Who, key: str | None) -> W
             parsed.append(request)
     if len(ns_ids) > 1:
         raise BadRequest("the operations of one batch lie in one namespace")
-    # The decoded form has one spelling, and nothing of the request is left out.
-    digest = sha256(msgspec.msgpack.encode(list(operations))).digest()
-    return Write(ns_ids.pop() if ns_ids else who.root_ns, parsed, digest, key)
+    return Write(ns_ids.pop() if ns_ids else who.root_ns, parsed, digest.digest(), key)
 
 
 async def apply_request(loader: Loader, batch: Batch, request: Request) -> Outcome | ShardboxError:

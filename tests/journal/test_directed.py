@@ -185,7 +185,7 @@ async def test_an_edit_touches_no_index(place: Place):
     writes, who = place.user.services.writes, await place.user.services.access.identify(place.user.caller)
 
     async def write(tx: Tx) -> list[tuple[str, int, int]]:
-        await writes.write_in_tx(tx, who, parse_write([edit], who, None))
+        await writes.write_in_tx(tx, who, await parse_write([edit], who, None))
         cursor = await tx.conn.execute(
             "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
             " WHERE relname IN ('entries', 'namespaces', 'outbox') ORDER BY relname"

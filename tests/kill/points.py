@@ -34,11 +34,12 @@ ELSEWHERE = (
     "metaserver.sessions.",
     "metaserver.targets.",
     "metaserver.expiry.",
+    "metaserver.debts.",
     "blockserver.direct.",
     "blockserver.mend.",
 )
-"""Steps of operators' commands, of upload sessions, of expiry and of mending, which nothing here takes: cut
-by their own tests."""
+"""Steps of operators' commands, of upload sessions, of expiry, of debts and of mending, which nothing here
+takes: cut by their own tests."""
 MakeCode = Callable[[], str]
 
 

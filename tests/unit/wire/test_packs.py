@@ -16,6 +16,7 @@ from wire.hashes import (
     block_size,
     content_hash,
     parse_hash,
+    parse_hashes,
     split_blocklist,
 )
 
@@ -82,8 +83,13 @@ def test_blocks_cover_a_file(size):
 def test_what_is_no_hash(text):
     with pytest.raises(MalformedId):
         parse_hash(text)
+    for among in ([text], ["0" * 64, text], [text, "0" * 64], [text[:32], text[32:]]):
+        with pytest.raises(MalformedId):
+            parse_hashes(among)
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_hashes_come_back(digest):
     assert parse_hash(digest.hex()) == digest
+    assert parse_hashes([digest.hex(), "0" * 64]) == [digest, bytes(32)]
+    assert parse_hashes([]) == []
