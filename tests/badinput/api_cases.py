@@ -28,7 +28,7 @@ BAD = (400, "bad_request")
 
 NEEDING = {
     "metaserver": [
-        "/v1/files/batch", "/v1/files/commit", "/v1/files/create_folder", "/v1/files/move", "/v1/files/delete", "/v1/files/get_metadata", "/v1/files/get_metadata_batch",
+        "/v1/files/batch", "/v1/files/commit", "/v1/files/create_folder", "/v1/files/move", "/v1/files/copy", "/v1/files/delete", "/v1/files/restore", "/v1/files/get_metadata", "/v1/files/get_metadata_batch",
         "/v1/files/list_folder/continue", "/v1/files/get_block_list", "/v1/files/list_revisions",
         "/v1/files/search", "/v1/files/search/continue", "/v1/devices/link", "/v1/devices/link_identity",
         "/v1/devices/refresh", "/files/upload_session", "/files/commit",
@@ -37,7 +37,13 @@ NEEDING = {
     "notifserver": ["/v1/files/list_folder/longpoll"],
 }  # fmt: skip
 """Addresses whose requests cannot be empty."""
-OPTIONAL = ["/v1/files/list_folder", "/v1/devices/list", "/v1/devices/revoke", "/v1/account/usage"]
+OPTIONAL = [
+    "/v1/files/list_folder",
+    "/v1/devices/list",
+    "/v1/devices/current",
+    "/v1/devices/revoke",
+    "/v1/account/usage",
+]
 NOT_JSON = {
     "a list": b"[]", "null": b"null", "a text": b'"x"', "cut off": b'{"path": "/a', "two values": b"{} {}",
     "not UTF-8": b'{"path": "\xff\xfe"', "NaN": b"NaN", "deep": b"[" * 50_000, "a NUL": b"{}\0",
@@ -131,6 +137,7 @@ NAMES = [
     *(post(f"{path!r}", "/v1/files/create_folder", {"path": path}, 400, "malformed_path") for path in MALFORMED_PATHS),
     *(post(f"{text[:20]!r}", "/v1/files/get_metadata", {"path": text}, 400, "malformed_id") for text in MALFORMED_IDS),
     *(post(f"a move to {name!r}", "/v1/files/move", {"from_path": "/of alice", "to_path": "/" + name}, 400, "malformed_path") for name in ("..", "a\\b", "x ")),
+    *(post(f"a copy to {name!r}", "/v1/files/copy", {"from_path": "/of alice", "to_path": "/" + name}, 400, "malformed_path") for name in ("..", "a\\b", "x ")),
     *(post(f"a session for {name!r}", "/files/upload_session", {"file_name": name, "file_size": 1, "checksum": "0" * 64}, 400, "malformed_path") for name in ("..", "../x", "a/b", "a\\b", "")),
     post("a session for a name that is not synced", "/files/upload_session", {"file_name": ".DS_Store", "file_size": 1, "checksum": "0" * 64}, 400, "disallowed_name"),
     *(post(f"a rev like {rev[:12]!r}", "/v1/files/get_block_list", {"rev": rev}, 400, "malformed_id") for rev in ("", "x", "0" * 8, "g" * 32, "F" * 32, "f" * 32, "0" * 33, "../../x")),

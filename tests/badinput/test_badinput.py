@@ -24,6 +24,7 @@ async def world(
         yield found
 
 
+@pytest.mark.timeout(600)
 async def test_bad_input_has_its_error_and_changes_nothing(world: World):
     wrong: list[str] = []
     changed: list[str] = []

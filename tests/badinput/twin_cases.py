@@ -8,7 +8,16 @@ import msgspec
 from tests.badinput.case import Request, Twins
 from tests.badinput.world import World, commit_of, other_ns
 from wire.hashes import block_hash, content_hash
-from wire.ids import EntryId, Jid, format_file_id, format_rev, parse_file_id, parse_rev
+from wire.ids import (
+    EntryId,
+    Jid,
+    format_file_id,
+    format_rev,
+    format_upload_id,
+    parse_file_id,
+    parse_rev,
+    parse_upload_id,
+)
 
 Words = Callable[[World], Sequence[tuple[str, str]]]
 NOWHERE = b"what nobody has"
@@ -56,6 +65,12 @@ def device(world: World) -> tuple[str, str]:
     return there, there[:-4] + "AAAA"
 
 
+def upload_id(world: World) -> tuple[str, str]:
+    """Bob's upload session, and none."""
+    there = world.bob.upload_id
+    return there, format_upload_id(other_ns(world.bob.ns_id), parse_upload_id(there)[1])
+
+
 Pair = Callable[[World], tuple[str, str]]
 
 
@@ -93,7 +108,7 @@ _NEW = msgspec.to_builtins(commit_of("/x", b"")) | {
 }
 
 
-def _session(word: str) -> object:
+def _session(word: str) -> dict[str, object]:
     return {"file_name": "x", "file_size": 0, "checksum": content_hash([]).hex(), "parent_folder_id": word}
 
 
@@ -120,12 +135,18 @@ TWINS = [
     twins("/v1/files/delete", lambda w: {"path": w}, file_id),
     twins("/v1/files/delete", lambda w: {"path": "/of alice/file.txt", "parent_rev": w}, own_rev, 409, "conflict/changed"),
     twins("/v1/files/move", lambda w: {"from_path": w, "to_path": f"{w}/x"}, file_id),
+    twins("/v1/files/copy", lambda w: {"from_path": w, "to_path": f"{w}/x"}, file_id),
+    twins("/v1/files/copy", lambda w: {"from_path": f"ns:{w}/of bob", "to_path": f"ns:{w}/x"}, ns),
+    twins("/v1/files/restore", lambda w: {"path": "/of alice/file.txt", "rev": w}, own_rev),
     twins("/v1/files/batch", lambda w: {"entries": [{"op": "delete", "path": w}]}, file_id),
     twins("/v1/devices/revoke", lambda w: {"device_id": w}, device),
     twins("/v1/devices/refresh", lambda w: {"device_id": w, "refresh_token": "x" * 32, "next_refresh_token": "y" * 32},
           device, 401, "invalid_refresh_token", who=None),
     twins("/files/metadata?file_id=WORD", _nothing, file_id, method="GET"),
     twins("/files/upload_session", _session, folder_id),
+    twins("/files/upload_session", lambda w: _session("") | {"parent_folder_id": None, "upload_id": w}, upload_id, 404, "upload_session_not_found"),
+    twins("/files/commit", lambda w: {"upload_id": w, "block_list": []}, upload_id, 404, "upload_session_not_found"),
+    twins("/blocks/complete", lambda w: {"upload_id": w, "hashes": ["0" * 64]}, upload_id, 404, "upload_session_not_found", server="blockserver"),
     twins("/v1/blocks/WORD?ns=OWN", _nothing, block, 404, "block_not_found", method="GET", server="blockserver"),
     twins(f"/v1/blocks/{'0' * 64}?ns=WORD", _nothing, ns, method="GET", server="blockserver"),
     twins(f"/v1/blocks/{block_hash(NOWHERE).hex()}?ns=WORD", lambda _: NOWHERE, ns, method="PUT", server="blockserver"),

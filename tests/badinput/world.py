@@ -30,6 +30,7 @@ from wire.hashes import BlockHash, block_hash, content_hash
 from wire.ids import NsId, parse_ns_id
 from wire.internal import BeginBlock, BeginUpload, DeviceCaller
 from wire.keys import KeyRing
+from wire.sessions import OpenUpload, UploadSession
 
 SLOW_S = 3
 """The time-outs of heads and bodies: long enough for every body here, on a busy machine too."""
@@ -49,6 +50,7 @@ class Person:
     data: bytes = b""
     file: Metadata | None = None
     cursor: str = ""
+    upload_id: str = ""
 
     @property
     def ns_id(self) -> str:
@@ -143,6 +145,9 @@ class World:
             person, "/v1/files/list_folder", ListFolder(recursive=True), ListFolderResult
         )
         person.cursor = listing.cursor
+        upload = OpenUpload(file_name="x", file_size=0, checksum=content_hash([]).hex())
+        session = await self.call(person, "/files/upload_session", upload, UploadSession)
+        person.upload_id = session.upload_id
 
     async def begin_pending(self) -> None:
         """A block of Alice's that stays pending."""
