@@ -123,10 +123,29 @@ class Committer:
         Whether they were carried out shows in the trees, and the next plan goes on from there.
         """
         now = time.time()
-        for key, _, _, made_at in self._state.list_requests():
+        for key, body, context, made_at in self._state.list_requests():
             if _is_stale(made_at, now):
+                operations = msgspec.json.decode(body, type=Batch).entries
                 with self._state.tx("verdicts"):
+                    for operation, about in zip(operations, _decoder.decode(context), strict=True):
+                        if isinstance(operation, CreateFolder) and operation.autorename:
+                            self._find_made(operation, about)
                     self._state.delete_request(key)
+
+    def _find_made(self, operation: CreateFolder, about: OpContext) -> None:
+        """Take an empty new folder of the name that was asked for, or one made from it, for the one made."""
+        trees, name = self._state.trees, operation.path.rpartition("/")[2]
+        if about.id not in trees.local:
+            return
+        for found in sorted(trees.remote.children(about.place.parent)):
+            r = trees.remote.get(found)
+            is_new = found not in trees.local and found not in trees.synced
+            is_so_called = r is not None and (r.name == name or r.name.startswith(f"{name} ("))
+            if r is None or not (is_new and is_so_called and r.kind is Kind.FOLDER):
+                continue
+            if not trees.remote.has_children(found) and not trees.hidden.has_children(found):
+                note_folder_sent(trees, about.id, about.place, r)
+                return
 
     async def send(self, actions: Sequence[SendAction], prepared: dict[int, Prepared]) -> list[Failed]:
         """One batch of the first of these actions (files need their Prepared); gives what was refused.

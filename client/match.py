@@ -283,16 +283,14 @@ class Matcher:
         node_id = self._trees.new_temp()
         seen = x.seen
         assert seen.kind is not None, "what is never synced does not appear"
-        self._put(
-            LocalNode(
-                id=node_id,
-                parent=x.parent,
-                name=seen.name,
-                disk_name=seen.disk_name,
-                kind=seen.kind,
-                fingerprint=seen.fingerprint,
-                content=None if seen.kind is Kind.FILE else b"",
-            )
+        self._puts[node_id] = LocalNode(
+            id=node_id,
+            parent=x.parent,
+            name=seen.name,
+            disk_name=seen.disk_name,
+            kind=seen.kind,
+            fingerprint=seen.fingerprint,
+            content=None if seen.kind is Kind.FILE else b"",
         )
         return node_id
 

@@ -213,7 +213,10 @@ class Trees:
             self.dirty.add(node_id)
 
     def _is_clean(self, node_id: int) -> bool:
-        r, s, here = self.remote.get(node_id), self.synced.get(node_id), self.local.get(node_id)
+        here = self.local.get(node_id)
+        if here is not None and node_id < ROOT:
+            return False  # our own, which the server has not got
+        r, s = self.remote.get(node_id), self.synced.get(node_id)
         if r is None or s is None or here is None:
             return r is None and s is None and here is None
         return (

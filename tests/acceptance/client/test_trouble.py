@@ -17,8 +17,9 @@ import pytest
 from client.account import Account
 from client.cli import Exit
 from client.folder import Folder
+from client.selection import Verb
 from tests.acceptance.client.conftest import Pair
-from tests.acceptance.client.devices import Accounts, Device, settle
+from tests.acceptance.client.devices import Accounts, Device, choose, settle
 from tests.acceptance.client.trouble import (
     busy_front,
     home_of,
@@ -327,6 +328,46 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(pair: Pair) -> None:
     assert min(pauses.values()) >= 0.95
     pair.b.sync()
     assert pair.b.tree() == {"f": b"text"}
+
+
+def test_what_the_quota_does_not_take_rests_and_stops_nothing_else(accounts: Accounts, pair: Pair) -> None:
+    a, b = pair
+    email = a.status().email
+    accounts.ctl("user", "quota", email, "--bytes", "1000")
+    a.write("d/fits", "fits")
+    a.write("d/big", "x" * 5_000)
+    a.write("fits too", "fits too")
+    done = a.run("sync")
+    assert done.returncode == Exit.LEFT, done.stderr
+    assert a.skipped() == {"d/big": "insufficient_space"}
+    b.sync()
+    assert b.tree() == {"d": None, "d/fits": b"fits", "fits too": b"fits too"}
+    accounts.ctl("user", "quota", email, "--none")
+    settle(*pair)
+    assert a.tree() == b.tree()
+    assert "d/big" in b.tree()
+    assert a.skipped() == {}
+
+
+def test_a_request_older_than_its_key_is_compared_and_not_sent_again(accounts: Accounts, pair: Pair) -> None:
+    a, b = pair
+    a.write("out/f", "f")
+    settle(*pair)
+    choose(b, Verb.ADD, "out")
+    b.sync()
+    b.write("out/mine", "mine")
+    # The server makes `out (Selective Sync Conflict)`; the answer is lost, and the server forgets the key.
+    assert b.run("sync", fault="client.state.verdicts_before").returncode < 0
+    ns_id, shard = home_of(accounts, b)
+    with accounts.cluster.connect(shard) as conn:
+        conn.execute("DELETE FROM ns.idempotency WHERE ns_id = %s", [ns_id])
+    with contextlib.closing(Folder(b.folder).open()) as state, state.tx("verdicts") as conn:
+        conn.execute("UPDATE requests SET made_at = made_at - 86400")
+        assert conn.execute("SELECT count(*) FROM requests").fetchone()[0] == 1
+    settle(*pair)
+    conflict = "out (Selective Sync Conflict)"
+    assert b.tree() == {conflict: None, f"{conflict}/mine": b"mine"}
+    assert a.tree() == {"out": None, "out/f": b"f"} | b.tree()
 
 
 def test_what_lies_on_a_healthy_shard_goes_on(accounts: Accounts, pair: Pair) -> None:

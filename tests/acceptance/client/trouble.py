@@ -21,7 +21,7 @@ from client.folder import Folder
 from tests.acceptance.client.devices import Accounts, Device
 from tests.support.dev import DevCluster
 from wire.api import Discovery
-from wire.errors import ErrorBody, Overloaded
+from wire.errors import ErrorBody, Overloaded, ShardboxError, TooManyRequests, TooManyWriteOperations
 
 
 @contextmanager
@@ -83,6 +83,12 @@ def lose_since(conn: psycopg.Connection, ns_id: int, old_head: int, jump: int = 
         )
 
 
+REFUSALS: dict[str, type[ShardboxError]] = {
+    "/v1/files/batch": TooManyWriteOperations,
+    "/v1/files/list_folder": TooManyRequests,
+}
+
+
 @dataclass
 class BusyFront:
     """Passes requests on to a server, after it has sent each kind of them away once."""
@@ -99,9 +105,10 @@ class BusyFront:
         self.hits.setdefault(route, []).append(asyncio.get_running_loop().time())
         if not self.refused[route]:
             self.refused[route] += 1
+            error = REFUSALS.get(route, Overloaded)()
             return web.Response(
-                status=503,
-                body=msgspec.json.encode(ErrorBody(Overloaded().info())),
+                status=error.status,
+                body=msgspec.json.encode(ErrorBody(error.info())),
                 headers={"Retry-After": str(self.retry_after_s)},
             )
         async with (
