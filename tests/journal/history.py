@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.journal.operations import Draw
-from tests.journal.reader import Asked, Reader
+from tests.journal.reader import Asked, Reader, read_walk, shown_of
 from tests.journal.truth import FILE, FOLDER, Difference, Truth, expect
 from tests.journal.world import World
 from wire.api import BatchResult, CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore
-from wire.ids import NsId, parse_file_id
+from wire.ids import EntryId, NsId, format_file_id, parse_file_id
 
 MAX_ROWS_PER_PAGE = 7
 MAX_DEPTH = 50
@@ -62,14 +62,17 @@ class History:
                 await self._read(self.readers[-1], rng.randint(1, 2))
             elif kind < 0.93:
                 await self._read(rng.choice(self.readers), rng.randint(1, 3))
-            elif kind < 0.98:
+            elif kind < 0.96:
                 await self._race()
+            elif kind < 0.98:
+                await self._walk()
             elif rng.random() < 0.5:
                 await self.move_away()
         if not any(reader.folder is None for reader in self.readers):
             self.readers.append(self._new_reader())
         for reader in self.readers:
             await self._read(reader, 10_000)
+        await self._walk()
         await self.truth.check_tables(self._conn)
         await self.world.pay_debts(self.ns_id)
         await self.truth.check_tables(self._conn)
@@ -107,6 +110,24 @@ class History:
             self._log_read(reader)
             if not reader.has_more:
                 return
+
+    async def _walk(self) -> None:
+        """A recursive listing of a folder, while nothing changes between its pages."""
+        folders = [i for i, shown in self.truth.tree.items() if shown[2] == FOLDER]
+        if not folders:
+            return
+        folder = self.rng.choice(folders)
+        self.log.append(f"walk of folder {folder}")
+        path = format_file_id(self.ns_id, EntryId(folder))
+        is_racing, self.is_racing = self.is_racing, True  # nobody comes between
+        told = await read_walk(self.world.user, path, self.rng.randint(1, MAX_ROWS_PER_PAGE))
+        self.is_racing = is_racing
+        want = {self.truth.path_of(i): self.truth.tree[i] for i in self.truth.below(folder)}
+        paths = [entry.path_display for entry in told]
+        expect(len(paths) == len(set(paths)), "a walk tells a path twice:", paths)
+        have = {str(entry.path_display): shown_of(entry) for entry in told}
+        expect(have == want, "a walk tells", have, "the server has", want)
+        self.comparisons += 1
 
     async def _race(self) -> None:
         """Two writers and a reader at once."""

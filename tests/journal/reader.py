@@ -138,6 +138,19 @@ class Reader:
             raise Difference(f"at jid {self.at} the reader has {have}, the server {want}")
 
 
+async def read_walk(user: User, path: str, limit: int) -> list[Metadata]:
+    """All that a recursive listing of a folder tells."""
+    reads = user.services.reads
+    page = await reads.list_folder(user.caller, ListFolder(path=path, recursive=True, limit=limit))
+    told = list(page.entries)
+    for _ in range(MAX_PAGES):
+        if not page.has_more:
+            return told
+        page = await reads.list_folder_continue(user.caller, page.cursor)
+        told += page.entries
+    raise Difference("the walk does not get on")
+
+
 def hanging(stage: Stage) -> Stage:
     """What can be reached from the root."""
     below: dict[int, list[int]] = {}

@@ -15,14 +15,14 @@ from psycopg import sql
 from metaserver.model import delta, operations, places, tree, write
 from metaserver.model.rows import Content, Entry, JournalOp, Kind, SameContent
 from metaserver.services import reads, writes
-from metaserver.storage import journal, listing
+from metaserver.storage import journal, listing, walk
 from sharding import tx
 from sharding.shardmap import ownership_keys
 from tests.journal.reader import Reader, hanging, shown_of
 from tests.journal.truth import Truth
 from tests.journal.world import World
 from wire.api import ListFolderResult, Metadata, Tag
-from wire.cursors import Following, Scanning
+from wire.cursors import Following, Scanning, Walking
 from wire.errors import NotFound
 from wire.hashes import content_hash
 from wire.ids import Jid, parse_file_id
@@ -328,6 +328,64 @@ def _take_turns(patch: Patch, _: World) -> None:
     patch.setattr(tx.WriterQueues, "turn", lambda _queues, _keys: contextlib.nullcontext())
 
 
+# ---- Copies and restores
+
+
+@rule("a copy is of all that lives below")
+def _copies_all(patch: Patch, _: World) -> None:
+    below = tree.TreeView.list_below
+    patch.setattr(
+        tree.TreeView,
+        "list_below",
+        lambda view, folder, limit: [e for e in below(view, folder, limit) if e.parent_id == folder],
+    )
+
+
+@rule("a copy takes over the blocks of its source")
+def _copies_blocks(patch: Patch, _: World) -> None:
+    patch.setattr(journal, "_JOURNAL", journal._JOURNAL.replace("r.jid = t.same_as", "r.jid < t.same_as"))
+
+
+@rule("a revived entry lives again")
+def _revives(patch: Patch, _: World) -> None:
+    patch.setattr(journal, "_PLACING", (JournalOp.MOVE, JournalOp.DELETE))
+
+
+@rule("only a row of its own kind revives")
+def _revives_by_name(patch: Patch, _: World) -> None:
+    def change(_batch: write.Batch, how: dict[str, Any]) -> None:
+        if how["op"] is JournalOp.RESTORE:
+            how["op"] = JournalOp.MOVE
+
+    _change_appends(patch, change)
+
+
+@rule("what is revived is counted once")
+def _counted_once(patch: Patch, _: World) -> None:
+    patch.setattr(write.Batch, "_counted_bytes", lambda _batch, _file: 0)
+
+
+# ---- Walks
+
+
+@rule("a walk goes into folders")
+def _walks_down(patch: Patch, _: World) -> None:
+    after = reads.after_walk
+
+    def flat(state: Walking, steps: Any) -> Walking:
+        return Walking(after(state, steps).levels[:1])
+
+    patch.setattr(reads, "after_walk", flat)
+
+
+@rule("a walk is of what lives")
+def _walks_live(patch: Patch, _: World) -> None:
+    patch.setattr(walk, "_WALK", walk._WALK.replace("AND NOT n.is_deleted", ""))
+    patch.setattr(
+        tree.TreeView, "path_of", lambda view, entry: "".join("/" + e.name for e in _lineage(view, entry))
+    )
+
+
 # ---- Scan
 
 
@@ -513,6 +571,17 @@ def _drop_below(stage: dict[int, Any], gone: list[int]) -> None:
         gone += below
         for entry_id in below:
             del stage[entry_id]
+
+
+@reader_rule("what was deleted may come back")
+class _NeverAgain(Reader):
+    def take(self, entry: Metadata) -> None:
+        entry_id = parse_file_id(entry.id)[1]
+        if entry.tag is Tag.DELETED:
+            self.gone = {*getattr(self, "gone", set()), entry_id}
+        elif entry_id in getattr(self, "gone", set()):
+            return
+        super().take(entry)
 
 
 @reader_rule("a `deleted` removes that entry alone")

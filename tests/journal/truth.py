@@ -6,6 +6,7 @@ state at any jid is the tree that a reader at that jid must see.
 
 import unicodedata
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import psycopg
 
@@ -231,6 +232,10 @@ class Truth:
         made = op in "cr"
         contents = (size, client_us, content_hash, blocklist)
         expect(all((part is not None) == made for part in contents), "the content of jid", jid, contents)
+        if made:
+            expect(
+                sha256(blocklist).digest() == content_hash, "the blocks of jid", jid, "are another content's"
+            )
         kept_rev = old.rev_jid if old else None
         expect(rev_jid == (jid if made else kept_rev), "rev_jid of", jid, "is", rev_jid)
         node = Node(entry_id, parent_id, name, kind, is_deleted, jid, jid, rev_jid, size, content_hash)

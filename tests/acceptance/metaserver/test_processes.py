@@ -17,12 +17,23 @@ from wire.api import (
     AccessGranted,
     Batch,
     BatchResult,
+    Copy,
     Delete,
+    GetMetadataBatch,
     LinkDevice,
     LinkedDevice,
     ListFolder,
+    ListFolderContinue,
     ListFolderResult,
+    ListRevisions,
+    ListRevisionsResult,
+    Metadata,
+    MetadataBatch,
     RefreshAccess,
+    Restore,
+    Search,
+    SearchContinue,
+    SearchResult,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_passfile")]
@@ -156,3 +167,48 @@ async def test_the_logs_say_where_a_request_went_and_no_secret(shared_cluster: D
         *passwords,
     ):
         assert secret not in logs, secret
+
+
+async def test_the_wide_addresses_over_http(shared_cluster: DevCluster):
+    email = f"{secrets.token_hex(4)}@example.org"
+    await ctl(shared_cluster, "user", "add", email, "--name", "Ada")
+    status = shared_cluster.status()
+    async with aiohttp.ClientSession() as session:
+        device = await ApiDevice.link(
+            session,
+            status.metaserver_urls,
+            status.blockserver_url,
+            status.notifserver_url,
+            (await ctl(shared_cluster, "device", "code", email))["code"],
+        )
+        made = await device.post("/v1/files/batch", Batch([empty_file("/a/f.txt")]), BatchResult)
+        rev = made.verdicts[0].metadata.rev
+        copy = await device.post("/v1/files/copy", Copy(from_path="/a", to_path="/b/c"), Metadata)
+        assert copy.path_display == "/b/c"
+        batch = Batch([Delete(path="/a"), Restore(path="/back.txt", rev=rev)])
+        mixed = await device.post("/v1/files/batch", batch, BatchResult)
+        assert [verdict.error for verdict in mixed.verdicts] == [None, None]
+        with pytest.raises(Failed, match="not_found"):
+            await device.post("/v1/files/restore", Restore(path="/b/c/f.txt", rev=rev), Metadata)
+        paths = ["/back.txt", "/nothing", f"rev:{rev}"]
+        found = await device.post("/v1/files/get_metadata_batch", GetMetadataBatch(paths), MetadataBatch)
+        assert [v.error.code if v.error else v.metadata.name for v in found.entries] == [
+            "back.txt",
+            "not_found",
+            "back.txt",
+        ]
+        revisions = await device.post(
+            "/v1/files/list_revisions", ListRevisions(path="/back.txt"), ListRevisionsResult
+        )
+        assert [entry.rev for entry in revisions.entries][1:] == [rev]
+        searched = await device.post("/v1/files/search", Search(query="TXT", limit=1), SearchResult)
+        rest = await device.post("/v1/files/search/continue", SearchContinue(searched.cursor), SearchResult)
+        assert sorted(e.path_display for e in searched.matches + rest.matches) == ["/b/c/f.txt", "/back.txt"]
+        walked = await device.post(
+            "/v1/files/list_folder", ListFolder(path="/b", recursive=True), ListFolderResult
+        )
+        assert [entry.path_display for entry in walked.entries] == ["/b/c", "/b/c/f.txt"]
+        with pytest.raises(Failed, match="listing_ended"):
+            await device.post(
+                "/v1/files/list_folder/continue", ListFolderContinue(walked.cursor), ListFolderResult
+            )
