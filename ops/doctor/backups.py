@@ -28,9 +28,7 @@ def check_archiver(conn: Connection, subject: str) -> Iterator[Finding]:
     assert row is not None
     is_failing, failed, count, last, waiting = row
     if is_failing:
-        remedy = (
-            "the server's log has the archiver's words; is its folder there, writable and not full?"
-        )
+        remedy = "the server's log has the archiver's words; is its folder there, writable and not full?"
         yield fail("archiving", subject, f"{failed} cannot be archived ({count} failures)", remedy)
     elif waiting > MAX_WAITING_SEGMENTS:
         remedy = "the archive is too slow for what is written: what waits is lost with the server's disk"
