@@ -23,7 +23,7 @@ from wire.errors import (
     error_from_info,
 )
 from wire.grants import parse_grant
-from wire.hashes import BLOCK_BYTES, parse_hash
+from wire.hashes import BLOCK_BYTES, parse_hash, parse_hashes
 from wire.ids import parse_upload_id
 from wire.keys import KeyRing
 from wire.sessions import CompleteBlocks, CompleteResult, SignedTargets, SignTargets
@@ -48,7 +48,7 @@ class CompleteHandler(CallerHandler):
         """Verify blocks that have been put to their targets and make them ready."""
         request = self.body_as(CompleteBlocks)
         ns_id, session_id = parse_upload_id(request.upload_id)
-        hashes = [parse_hash(text) for text in request.hashes]
+        hashes = parse_hashes(request.hashes)
         self.answer(CompleteResult(await self.direct.complete(self.caller, ns_id, session_id, hashes)))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from wire.errors import ContentMismatch
 from wire.hashes import (
+    BLOCK_BYTES,
     MAX_FILE_BYTES,
     BlockHash,
     ContentHash,
@@ -11,6 +12,7 @@ from wire.hashes import (
     block_size,
     content_hash,
     parse_hash,
+    parse_hashes,
 )
 
 
@@ -38,7 +40,7 @@ def parse_blocks(texts: Sequence[str], size: int, checksum: ContentHash) -> list
     """
     if len(texts) != block_count(size):
         raise ContentMismatch(f"a file of {size} bytes has {block_count(size)} blocks")
-    blocks = [parse_hash(text) for text in texts]
+    blocks = parse_hashes(texts)
     if content_hash(blocks) != checksum:
         raise ContentMismatch("the checksum is not that of the blocks")
     return blocks
@@ -50,9 +52,9 @@ def sizes_of(blocks: Sequence[BlockHash], size: int) -> dict[BlockHash, int]:
     Raises:
         ContentMismatch: the last block, which is shorter, has come before.
     """
-    sizes: dict[BlockHash, int] = {}
-    for index, block in enumerate(blocks):
-        length = block_size(size, index)
-        if sizes.setdefault(block, length) != length:
-            raise ContentMismatch(f"block {index} is shorter here than in another place")
+    sizes = dict.fromkeys(blocks, BLOCK_BYTES)
+    if blocks and (last := block_size(size, len(blocks) - 1)) < BLOCK_BYTES:
+        if blocks.index(blocks[-1]) != len(blocks) - 1:
+            raise ContentMismatch("the last block, which is shorter, has come before")
+        sizes[blocks[-1]] = last
     return sizes
