@@ -16,11 +16,13 @@ import tornado.netutil
 import tornado.web
 
 from blockserver.app import Parts, make_app
+from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.storage.folder import BlockFolder
 from blockserver.storage.index import BlockIndex
+from blockserver.storage.sessions import SessionIndex
 from blockserver.storage.threads import FolderBackend
 from runtime.bodies import MAX_DISCARDED_BYTES, ByteBudget
 from runtime.metrics import ServerMetrics
@@ -124,14 +126,18 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     budget = ByteBudget(BUDGET_BYTES)
     async with ServiceClient([f"http://127.0.0.1:{UNUSED_PORT}"], keys) as metaservers:
         index = BlockIndex(metaservers)
+        uploads = UploadService(index, backend, block_metrics)
+        sessions = SessionIndex(metaservers)
         app = make_app(
             Parts(
                 metrics=metrics,
                 block_metrics=block_metrics,
                 verifier=TokenVerifier(public),
+                service_keys=keys,
                 backend=backend,
-                uploads=UploadService(index, backend, block_metrics),
+                uploads=uploads,
                 downloads=DownloadService(index, backend, block_metrics),
+                direct=DirectService(sessions, index, backend, uploads, budget, block_metrics),
                 upload_budget=budget,
                 download_budget=ByteBudget(BUDGET_BYTES),
             )
