@@ -1,0 +1,1 @@
+"""The running servers held against their own OpenAPI documents."""
