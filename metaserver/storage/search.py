@@ -1,4 +1,4 @@
-"""Searching a namespace for names, by a bounded range of its entries (ADR 0005: no index)."""
+"""Searching a namespace for names, by a bounded range of its entries (ADR 0012: no index)."""
 
 from dataclasses import dataclass
 from typing import LiteralString
@@ -9,7 +9,7 @@ from wire.ids import EntryId
 from wire.names import NameKey
 
 MAX_SEARCH_ROWS = 50_000
-"""Entries that one page looks at: some 20 ms of one connection (ADR 0005)."""
+"""Entries that one page looks at: some 20 ms of one connection (ADR 0012)."""
 MAX_CANDIDATES = 2_000
 """Names found of which a page tells whether they live and lie below the folder: a listing's largest page."""
 

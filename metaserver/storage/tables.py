@@ -61,7 +61,7 @@ entries = sa.Table(
         unique=True,
         postgresql_where=sa.text("NOT is_deleted"),
     ),
-    # Deleted files by their path (ADR 0006). An edit changes none of these columns, and stays heap-only.
+    # Deleted files by their path (ADR 0013). An edit changes none of these columns, and stays heap-only.
     sa.Index(
         "entries_deleted",
         "ns_id",

@@ -3,7 +3,17 @@
 import msgspec
 import pytest
 
-from wire.api import CommitFile, Delete, GetBlockList, LinkDevice
+from wire.api import (
+    MAX_PAGE_ENTRIES,
+    MAX_REVISIONS,
+    CommitFile,
+    Delete,
+    GetBlockList,
+    LinkDevice,
+    ListRevisions,
+    Search,
+)
+from wire.names import MAX_NAME_CHARS
 
 
 def commit(size: int) -> bytes:
@@ -40,3 +50,23 @@ def test_numbers_that_no_database_holds_are_refused(number: int):
 def test_names_of_devices_that_no_database_holds_are_refused(name: str):
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(link(name), type=LinkDevice)
+
+
+@pytest.mark.parametrize("query", ["", "x" * (MAX_NAME_CHARS + 1), "a\0b", "\0"])
+def test_queries_that_no_name_holds_are_refused(query: str):
+    assert msgspec.json.decode(b'{"query":"%s"}' % (b"x" * MAX_NAME_CHARS), type=Search).path == ""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode({"query": query}), type=Search)
+    with pytest.raises(msgspec.DecodeError):  # half a character
+        msgspec.json.decode(b'{"query":"a\\ud800"}', type=Search)
+
+
+@pytest.mark.parametrize("limit", [0, -1, MAX_REVISIONS + 1, MAX_PAGE_ENTRIES + 1])
+def test_pages_that_are_too_long_are_refused(limit: int):
+    for largest in (1, MAX_REVISIONS):
+        msgspec.json.decode(b'{"path":"/a","limit":%d}' % largest, type=ListRevisions)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"path":"/a","limit":%d}' % limit, type=ListRevisions)
+    if limit > MAX_PAGE_ENTRIES or limit < 1:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(b'{"query":"a","limit":%d}' % limit, type=Search)
