@@ -93,7 +93,7 @@ class ServiceClient:
 
     def _in_order(self) -> list[str]:
         """All servers, from another one on each time; those that just failed come last."""
-        start = next(self._next) % len(self._urls)
+        start = next(self._next) % max(1, len(self._urls))
         urls = self._urls[start:] + self._urls[:start]
         now_s = time.monotonic()
         return sorted(urls, key=lambda url: self._avoid_until_s.get(url, 0.0) > now_s)
