@@ -33,7 +33,7 @@ from client.schema import WrongVersion
 from client.session import open_session, stop_on_signals, sync_folder
 from client.state import State
 from client.status import Status, read_status
-from client.sync import Options
+from client.sync import NO_LIMIT, Options
 from wire.api import MAX_PAGE_ENTRIES
 from wire.errors import QuotaExceeded, ShardboxError, all_errors
 from wire.faults import arm_from_environment
@@ -80,7 +80,7 @@ def link_command(
 
 def _rate(text: str | None) -> int | None:
     try:
-        return None if text is None else parse_rate(text)
+        return None if text is None else parse_rate(text) or NO_LIMIT
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from problem
 

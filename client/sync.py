@@ -6,7 +6,6 @@ runs beside it in upload.py and download.py, and comes back as results that the 
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import sqlite3
 import sys
@@ -52,6 +51,7 @@ GIVE_UP_S = 60.0
 """How long a sync that is to end goes on without any answer from the servers."""
 FULL_DISK_S = 3.0
 """How often to see whether the state can be written again."""
+NO_LIMIT = 0
 MAX_JOBS = 4_000
 """Transfers queued or under way, each way: four workers with two groups of 400 each, and as many again."""
 SMALL_WORKERS = 4
@@ -75,7 +75,7 @@ class Options:
     give_up_s: float = GIVE_UP_S
     limit_up: int | None = None
     limit_down: int | None = None
-    """Bytes of blocks per second; None: as stored (`shardbox config`)."""
+    """Bytes of blocks per second, NO_LIMIT for any; None: as stored (`shardbox config`)."""
 
 
 class Sync:
@@ -193,9 +193,11 @@ class Sync:
 
     async def _is_paused(self) -> bool:
         """Take up what the command line has left; whether to rest. Transfers are broken off then."""
-        calls, stored = self._account.calls, functools.partial(find_limit, self._state)
-        calls.up.set_rate(self._options.limit_up or stored("limit-up"))
-        calls.down.set_rate(self._options.limit_down or stored("limit-down"))
+        calls, given = self._account.calls, self._options
+        up = find_limit(self._state, "limit-up") if given.limit_up is None else given.limit_up
+        down = find_limit(self._state, "limit-down") if given.limit_down is None else given.limit_down
+        calls.up.set_rate(up or None)
+        calls.down.set_rate(down or None)
         if is_paused(self._state):
             if not self._is_resting:
                 self._take_results()

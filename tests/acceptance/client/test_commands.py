@@ -11,7 +11,7 @@ import pytest
 from client.cli import Exit
 from client.folder import Folder
 from client.session import sync_folder
-from client.sync import Options, Sync
+from client.sync import NO_LIMIT, Options, Sync
 from tests.acceptance.client.conftest import Pair
 from tests.acceptance.client.devices import Device, settle
 from tests.support.waiting import wait_for
@@ -68,6 +68,7 @@ def test_limits_hold_for_all_blocks_that_pass(pair: Pair) -> None:
     ups = [run_noting(a, Options())]
     downs = [run_noting(b, Options(limit_down=400_000_000))]
     assert [x._account.calls.up.rate for x in ups] == [400_000_000]
+    assert run_noting(a, Options(limit_up=NO_LIMIT))._account.calls.up.rate is None
     assert [x._account.calls.down.rate for x in downs] == [400_000_000]
     # Packs have a frame around each block; big blocks go up by themselves.
     assert sum(sizes) <= ups[0]._account.calls.up.granted <= sum(sizes) + 32 * FRAME_OVERHEAD_BYTES
