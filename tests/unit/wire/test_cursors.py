@@ -13,8 +13,13 @@ from wire.cursors import (
     Following,
     Position,
     Scanning,
+    SearchCursor,
+    Walking,
+    WalkLevel,
     format_cursor,
+    format_search_cursor,
     parse_cursor,
+    parse_search_cursor,
     seen_jid,
 )
 from wire.errors import InvalidCursor
@@ -27,6 +32,7 @@ BIGINT = st.integers(0, 2**63 - 1)
 STATES = st.one_of(
     st.builds(Following, BIGINT),
     st.builds(Scanning, st.integers(-1, 2**63 - 1), BIGINT, st.text(max_size=30)),
+    st.lists(st.builds(WalkLevel, BIGINT, st.text(max_size=30)), max_size=5).map(tuple).map(Walking),
 )
 POSITIONS = st.lists(st.builds(Position, BIGINT, STATES, st.none() | BIGINT), max_size=5).map(tuple)
 CURSORS = st.builds(Cursor, st.text(max_size=40), POSITIONS, st.integers(1, 2_000), st.booleans())
@@ -132,3 +138,19 @@ def test_rings():
     for keys in ([], [Key("", b"x" * 32)], [Key("a", b"x" * 31)], [NEW, NEW], [Key("a" * 33, b"x" * 32)]):
         with pytest.raises(ValueError, match=r"ring"):
             KeyRing(keys)
+
+
+def test_neither_kind_of_cursor_is_taken_for_the_other():
+    ring = KeyRing([NEW])
+    search = SearchCursor(AccountId("dbid:x"), NsId(7), NameKey("k"), EntryId(4), EntryId(9), 100)
+    text = format_search_cursor(search, ring)
+    assert parse_search_cursor(text, ring) == search
+    for wrong in (format_cursor(CURSOR, ring), text[:-1], text + "A" * MAX_CURSOR_CHARS):
+        with pytest.raises(InvalidCursor):
+            parse_search_cursor(wrong, ring)
+    with pytest.raises(InvalidCursor):
+        parse_cursor(text, ring)
+
+
+def test_a_poll_with_the_cursor_of_a_walk_is_behind():
+    assert seen_jid(Position(NsId(7), Walking(()), EntryId(4))) == -1
