@@ -14,7 +14,11 @@ import tornado.netutil
 
 from metaserver.app import Parts, make_app
 from metaserver.services.heads import HeadService
+from metaserver.services.hints import HintQueue, Publisher
+from metaserver.services.sessions import SessionService
+from metaserver.services.targets import TargetService
 from runtime.metrics import ServerMetrics
+from runtime.rpc import ServiceClient
 from tests.support.services import Services
 from wire.api import CommitFile, ListFolder, ListFolderContinue
 from wire.keys import KeyRing
@@ -72,6 +76,12 @@ def assert_in_order(steps, calls):
 async def address(services: Services):
     """A metaserver's application on a port of its own."""
     keys = KeyRing.parse(KeyRing.generate())
+    nobody = ServiceClient([], keys)
+    targets = TargetService(services.tx, nobody, [], keys)
+    hints = HintQueue(Publisher([], nobody))
+    client = ServiceClient([], keys)
+    hints = HintQueue(Publisher([], client))
+    targets = TargetService(services.tx, client, [], keys)
     app = make_app(
         Parts(
             metrics=ServerMetrics(),
@@ -86,6 +96,7 @@ async def address(services: Services):
             blocks=services.blocks,
             heads=HeadService(services.router),
             usage=services.usage,
+            sessions=SessionService(services.tx, services.access, services.writes, targets, hints),
             urls={"metaservers": [], "blockservers": [], "notifservers": []},
         )
     )
@@ -95,6 +106,7 @@ async def address(services: Services):
     yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     server.stop()
     await server.close_all_connections()
+    await client.close()
 
 
 async def test_a_commit_and_a_delta_take_the_steps_of_the_page(services: Services, address: str):
