@@ -9,7 +9,7 @@ from wire.ids import EntryId
 from wire.names import NameKey
 
 MAX_SEARCH_ROWS = 50_000
-"""Entries that one page looks at: some 20 ms of one connection (ADR 0012)."""
+"""Entries that one page looks at: some 50 ms of one connection (ADR 0012)."""
 MAX_CANDIDATES = 2_000
 """Names found of which a page tells whether they live and lie below the folder: a listing's largest page."""
 
