@@ -1,4 +1,4 @@
-"""Searching a namespace for names, by a bounded range of its entries (ADR 0012: no index)."""
+"""Searching a namespace for names, by a bounded range of its entries (ADR 0014: no index)."""
 
 from dataclasses import dataclass
 from typing import LiteralString
@@ -9,7 +9,7 @@ from wire.ids import EntryId
 from wire.names import NameKey
 
 MAX_SEARCH_ROWS = 50_000
-"""Entries that one page looks at: some 50 ms of one connection (ADR 0012)."""
+"""Entries that one page looks at: some 50 ms of one connection (ADR 0014)."""
 MAX_CANDIDATES = 2_000
 """Names found of which a page tells whether they live and lie below the folder: a listing's largest page."""
 
