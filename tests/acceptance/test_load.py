@@ -1,5 +1,6 @@
 """The load test in its short form: it passes on a cluster that is well, and can fail."""
 
+import os
 import secrets
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def make_codes(directory_dsn: str, accounts: int) -> list[str]:
 @pytest.fixture
 def plan(shared_cluster: DevCluster) -> LoadPlan:
     status = shared_cluster.status()
+    os.environ["PGPASSFILE"] = status.passfile  # `own_passfile` cleans up
     return LoadPlan(
         metaserver=status.metaserver_urls[0],
         blockserver=status.blockserver_url,

@@ -1,6 +1,7 @@
 """What is really there: ids, paths, revs, cursors and blocks, so that requests get beyond 404."""
 
 import hashlib
+import os
 import secrets
 from dataclasses import dataclass, field
 from random import Random
@@ -54,8 +55,9 @@ class World:
 
     @classmethod
     def make(cls, cluster: DevCluster) -> "World":
-        """Two accounts, and something of everything in the first."""
+        """Two accounts, and something of everything in the first. The fixture `own_passfile` cleans up."""
         status = cluster.status()
+        os.environ["PGPASSFILE"] = status.passfile
         urls = {
             "metaserver": status.metaserver_urls[0],
             "blockserver": status.blockserver_url,
