@@ -38,8 +38,6 @@ disk or server can tell again (a lost verdict is asked for again, a lost confirm
 survive the death of the process all the same."""
 declare(*(f"client.state.{name}_{when}" for name in TX_NAMES for when in ("before", "after")))
 
-_SQL_MANY = 500
-
 
 class State:
     """One open state file."""
@@ -147,20 +145,10 @@ class State:
 
     def find_local_blocks(self, hashes: Iterable[BlockHash]) -> dict[BlockHash, list[tuple[int, int]]]:
         """Where blocks may be read on this disk: entry ids and positions, a few for each."""
-        found: dict[BlockHash, list[tuple[int, int]]] = {}
-        wanted = list(dict.fromkeys(hashes))
-        for at in range(0, len(wanted), _SQL_MANY):
-            some = wanted[at : at + _SQL_MANY]
-            marks = ",".join("?" * len(some))
-            rows = self._conn.execute(
-                f"SELECT hash, id, position FROM local_blocks WHERE hash IN ({marks})",
-                some,
-            )
-            for block, entry_id, position in rows:
-                places = found.setdefault(BlockHash(block), [])
-                if len(places) < 4:  # one is enough unless it has changed since
-                    places.append((entry_id, position))
-        return found
+        # One is enough unless it has changed since. Not all at once: a thousand files may have one block.
+        sql = "SELECT id, position FROM local_blocks WHERE hash = ? LIMIT 4"
+        places = {block: self._conn.execute(sql, (block,)).fetchall() for block in hashes}
+        return {block: rows for block, rows in places.items() if rows}
 
     # ---- Requests and intents
 
