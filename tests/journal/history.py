@@ -1,6 +1,7 @@
 """One random history of one namespace, interleaved with paged readers."""
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from tests.journal.reader import Asked, Reader, read_walk, shown_of
 from tests.journal.truth import FILE, FOLDER, Difference, Truth, expect
 from tests.journal.world import World
 from wire.api import BatchResult, CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore
+from wire.errors import Overloaded, TooManyWriteOperations
 from wire.ids import EntryId, NsId, format_file_id, parse_file_id
 
 MAX_ROWS_PER_PAGE = 7
@@ -137,7 +139,7 @@ class History:
         asked = [Asked(self.truth.head, self.truth.is_live(reader.folder or 0)) for reader in live]
         self.is_racing = True
         results = await asyncio.gather(
-            *(self.world.user.write(*batch) for batch in batches),
+            *(self._write_in_turn(batch) for batch in batches),
             *(reader.ask(self.truth) for reader in live),
         )
         self.is_racing = False
@@ -149,6 +151,12 @@ class History:
             assert not isinstance(page, BatchResult)
             self.comparisons += reader.digest(page, then, self.truth)
             self._log_read(reader)
+
+    async def _write_in_turn(self, operations: Sequence[Operation]) -> BatchResult:
+        """Beside another writer: who is refused for that has changed nothing, and comes again."""
+        while True:
+            with contextlib.suppress(TooManyWriteOperations, Overloaded):
+                return await self.world.user.write(*operations)
 
     # ---- Checks
 
