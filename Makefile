@@ -8,10 +8,12 @@ INSTALLED := $(VENV)/.installed
 SOURCES := wire runtime sharding metaserver blockserver notifserver client ops loadtest migrations tests
 # Two processes halve the time on two cores; beyond that the PostgreSQL servers want the rest.
 TEST_WORKERS ?= 2
+# A module's tests share its clusters, so they stay together on one worker, in the order in which they were found.
+DIST := --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api loadtest lock
+.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -41,9 +43,15 @@ run: $(INSTALLED) ## Start a cluster with two synced folders, detached
 down: $(INSTALLED) ## Stop it; the data stays
 	$(BIN)/shardctl dev down
 
-test: $(INSTALLED) ## Run the tests, with coverage
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(DIST) $(PYTEST_ARGS)
+
+test-long: $(INSTALLED) ## Run the tests that are too long for every time
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(DIST) -m long $(PYTEST_ARGS)
+
+coverage: $(INSTALLED) ## Run the tests measured, which takes 40 % longer
 	@rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -n $(TEST_WORKERS) $(DIST) $(PYTEST_ARGS)
 	@mkdir -p build/test
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report > build/test/coverage.txt
@@ -53,7 +61,7 @@ test-journal: $(INSTALLED) ## 10,000 random histories of the journal; writes bui
 	$(BIN)/python -m tests.journal
 
 test-contract: $(INSTALLED) ## 500 requests to each operation of every server; writes build/test/contract.json
-	CONTRACT_EXAMPLES=500 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup tests/contract
+	CONTRACT_EXAMPLES=500 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(DIST) tests/contract
 
 test-kill: $(INSTALLED) ## Kill everything in turn during syncs; writes build/test/kill.json
 	$(BIN)/python -m tests.kill

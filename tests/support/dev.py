@@ -112,13 +112,14 @@ class DevCluster:
         return psycopg.connect(self.dsn(name), autocommit=True)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a module that share a cluster on one xdist worker (`--dist loadgroup`)."""
-    shared = {"dev_cluster", "shared_cluster", "dev_databases"}
-    for item in items:
-        if isinstance(item, pytest.Function) and shared & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    """The longest modules first, so that no worker is left alone with one at the end."""
+    items.sort(key=_timeout_s, reverse=True)
+
+
+def _timeout_s(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark is not None else 0.0
 
 
 @contextmanager

@@ -64,7 +64,11 @@ def cut(device: Device, point: str) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.parametrize("part", range(-(-len(POINTS) // PER_RUN)))
+# `make test-kill` comes by every point; so does `make test-long`.
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(n, marks=[pytest.mark.long] * (n % 3 > 0)) for n in range(-(-len(POINTS) // PER_RUN))],
+)
 def test_a_client_killed_at_any_point_goes_on(pair: Pair, part: int) -> None:
     prepare(pair)
     missed = []

@@ -107,6 +107,7 @@ def test_the_number_of_metaservers_can_be_changed_and_the_shards_cannot(dev_clus
     assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
 
 
+@pytest.mark.long
 async def test_a_lost_shard_and_a_lost_directory_come_back(dev_cluster: DevCluster, tmp_path: Path) -> None:
     report = Report()
 
