@@ -128,7 +128,10 @@ class Draw:
 
     def _delete(self) -> Operation:
         rng = self._rng
-        node = self._pick(FOLDER) if rng.random() < 0.6 else self._pick()
+        if rng.random() < 0.3 and self._truth.tree:  # what a scan under way may just have seen
+            node: Node | None = max(self._live(), key=lambda live: live.created_jid)
+        else:
+            node = self._pick(FOLDER) if rng.random() < 0.6 else self._pick()
         if node is None:
             return CreateFolder(path=self._place())
         guards: dict[str, object] = {}

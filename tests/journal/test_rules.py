@@ -14,7 +14,7 @@ from tests.journal.truth import Difference
 from tests.journal.world import World, open_world
 from tests.support.databases import FreshCluster, PgServers, cloned_cluster
 
-MAX_HISTORIES = 400
+MAX_HISTORIES = 1_000
 """The model that the rules come from caught each within a few hundred."""
 PER_STEP = 20
 
@@ -29,6 +29,7 @@ async def shared_world(pg_templates: PgServers) -> AsyncIterator[World]:
         await asyncio.to_thread(stack.close)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "-"))
 async def test_a_rule_is_missed(
     rule: Rule, shared_world: World, pg_templates: PgServers, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,6 @@ from tests.support.waiting import wait_until
 from wire.hashes import block_hash
 from wire.ids import AccountId
 
-pytestmark = pytest.mark.xdist_group("front")
 EXIT_BAD_CODE = 8
 KINDS = ("metaservers", "blockservers", "notifservers")
 HOLDS_WITHIN_S = 10.0
@@ -122,6 +121,7 @@ async def is_ok(caller: Caller, url: str) -> bool:
     return await caller.code(url, *LIST) == "ok"
 
 
+@pytest.mark.long
 async def test_a_key_is_rotated(front: Front):
     if await front.services.accounts.find_by_email("ada@example.org") is None:
         await front.services.user("ada@example.org", "Ada")
@@ -255,6 +255,7 @@ async def test_a_metaserver_is_drained_without_a_failed_request(front: Front):
 # ---- TLS in the servers
 
 
+@pytest.mark.long
 async def test_a_server_speaks_tls_by_itself_and_the_client_verifies_it(front: Front, tmp_path: Path):
     authority = Authority(tmp_path)
     cert_file, key_file = authority.issue()

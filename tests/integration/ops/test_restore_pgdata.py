@@ -73,6 +73,7 @@ def own(run_folder: Path, pg_servers: PgServers) -> Iterator[OwnServer]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_a_server_of_ones_own_is_backed_up_and_restored(own: OwnServer, fresh_cluster: FreshCluster) -> None:
     env = {"SHARDBOX_DIRECTORY_DSN": fresh_cluster.directory_dsn, "PGPASSFILE": str(own.passfile)}
 
