@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -24,7 +25,18 @@ from wire.api import (
 )
 from wire.blocks import PACK_CONTENT_TYPE, FrameStatus, PutPackResult, format_frame_head
 from wire.hashes import BlockHash, block_hash, content_hash
+from wire.ids import parse_rev
+from wire.sessions import (
+    CommittedFile,
+    CommitUpload,
+    CompleteBlocks,
+    CompleteResult,
+    OpenUpload,
+    UploadSession,
+    UploadTarget,
+)
 
+T = TypeVar("T")
 TIME = "2026-01-02T03:04:05Z"
 EMPTY_HASH = hashlib.sha256(b"").hexdigest()
 DEADLINE_S = 90.0
@@ -82,24 +94,20 @@ class ApiDevice:
         """
         self._turn += 1
         url = self.metaservers[self._turn % len(self.metaservers)]
-        headers = {"Authorization": f"Bearer {self.linked.access_token}"}
+        headers = self._authorization
         if key is not None:
             headers["Idempotency-Key"] = key
         return await post_to(self.session, url + path, body, answer, headers)
+
+    @property
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.linked.access_token}"}
 
     async def post_surely(
         self, path: str, body: msgspec.Struct, answer: type[Any], key: str | None = None
     ) -> Any:
         """The same, tried until it succeeds: what a device does."""
-        deadline = asyncio.get_running_loop().time() + DEADLINE_S
-        while True:
-            try:
-                return await self.post(path, body, answer, key)
-            except Failed as error:
-                is_final = error.status is not None and error.status < 500 and error.status != 429
-                if is_final or asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
+        return await surely(lambda: self.post(path, body, answer, key))
 
     async def commit(self, operation: Operation, *, surely: bool = True) -> BatchResult:
         """Write, and remember what was acknowledged."""
@@ -122,16 +130,39 @@ class ApiDevice:
         """
         name = block_hash(data)
         url = f"{self.blockserver}/v1/blocks/put_pack?ns={self.linked.root_ns}"
-        headers = {
-            "Authorization": f"Bearer {self.linked.access_token}",
-            "Content-Type": PACK_CONTENT_TYPE,
-        }
+        headers = self._authorization | {"Content-Type": PACK_CONTENT_TYPE}
         pack = format_frame_head(name, FrameStatus.OK, len(data)) + data
         result: PutPackResult = await post_to(self.session, url, pack, PutPackResult, headers)
         error = result.blocks[0].error
         if error is not None:
             raise Failed(503 if error.retryable else 400, error.message)
         return name
+
+    async def upload(self, name: str, data: bytes) -> None:
+        """A file of one block in the root, by an upload session: each step until it succeeds."""
+        block = block_hash(data)
+        opening = OpenUpload(
+            file_name=name,
+            file_size=len(data),
+            checksum=content_hash([block]).hex(),
+            block_list=[block.hex()],
+        )
+        session: UploadSession = await self.post_surely("/files/upload_session", opening, UploadSession)
+        (target,) = session.targets
+        complete = CompleteBlocks(upload_id=session.upload_id, hashes=[block.hex()])
+
+        async def send() -> None:
+            await put_to(self.session, target, data)
+            url, headers = self.blockserver + "/blocks/complete", self._authorization
+            found: CompleteResult = await post_to(self.session, url, complete, CompleteResult, headers)
+            error = found.blocks[0].error
+            if error is not None:
+                raise Failed(503 if error.retryable else 400, error.message)
+
+        await surely(send)
+        commit = CommitUpload(upload_id=session.upload_id, block_list=[block.hex()])
+        done: CommittedFile = await self.post_surely("/files/commit", commit, CommittedFile)
+        self.acked[f"/{name}"] = parse_rev(done.version)[1]
 
     async def follow(self) -> None:
         """Keep `seen_jid` up to date, for ever, by long-polls alone: no delta without a wake-up."""
@@ -176,6 +207,39 @@ def one_block_file(path: str, block: BlockHash, size: int) -> CommitFile:
         content_hash=content_hash([block]).hex(),
         client_modified=TIME,
     )
+
+
+async def surely(call: Callable[[], Awaitable[T]]) -> T:
+    """What a call answers once it succeeds.
+
+    Raises:
+        Failed: it was refused for good, or for too long.
+    """
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
+    while True:
+        try:
+            return await call()
+        except Failed as error:
+            is_final = error.status is not None and error.status < 500 and error.status != 429
+            if is_final or asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def put_to(session: aiohttp.ClientSession, target: UploadTarget, data: bytes) -> None:
+    """Send a block to its target.
+
+    Raises:
+        Failed: anything but 200.
+    """
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    try:
+        async with session.put(target.url, data=data, headers=target.headers, timeout=timeout) as response:
+            text = await response.text(errors="replace")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Failed(None, repr(error)) from error
+    if response.status != 200:
+        raise Failed(response.status, text)
 
 
 async def post_to(

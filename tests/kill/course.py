@@ -37,6 +37,9 @@ class Report:
     kills: Counter[str] = field(default_factory=Counter)
     client_fault_points: int = 0
     server_fault_points: int = 0
+    points_elsewhere: int = 0
+    """Cut by tests of their own, which passed."""
+    points_missed: list[str] = field(default_factory=list)
     trees_equal: bool = True
     acked: int = 0
     acked_missing: int = 0
@@ -53,7 +56,11 @@ class Report:
     def is_clean(self) -> bool:
         """Whether everything held."""
         return self.trees_equal and not (
-            self.acked_missing or self.journal_gaps or self.wakeups_lost or self.other_shards_errors
+            self.acked_missing
+            or self.journal_gaps
+            or self.wakeups_lost
+            or self.other_shards_errors
+            or self.points_missed
         )
 
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-import subprocess
-import sys
+import signal
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from loadtest.trees import read_tree
 from sharding.shardmap import ShardMap
 from tests.kill.api import ApiDevice, Failed, empty_file, one_block_file
-from tests.support.commands import CLIENT, run_command
+from tests.support.commands import CLIENT, Program, run_command
 from tests.support.waiting import wait_for
 from wire.hashes import block_hash
 from wire.ids import parse_ns_id, slot_of_digest
@@ -72,27 +71,21 @@ class SyncClient:
 
     folder: Path
     log: Path
-    _process: "subprocess.Popen[bytes] | None" = None
+    _process: Program | None = None
 
     def start(self) -> None:
         """`shardbox sync --watch`, detached from us."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "client", "sync", "--watch", str(self.folder)],
-                stdout=log,
-                stderr=log,
-            )
+        self._process = Program(CLIENT, "sync", "--watch", str(self.folder), out=self.log, err=self.log)
 
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
 
     def stop(self) -> None:
         """End it."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        if self._process is not None:
+            self._process.send(signal.SIGTERM)
             self._process.wait(30)
 
     @property

@@ -59,11 +59,11 @@ class Report:
         return self.trees_equal and not bad and self.acked > 0
 
 
-def ctl(cluster: DevCluster, *args: str, fault: str = "") -> Any:
-    """What a shardctl command answers; with a fault, nothing.
+def ctl(cluster: DevCluster, *args: str, fault: str = "", error: str = "") -> Any:
+    """What a shardctl command answers; with a fault, or an error's code that is due, nothing.
 
     Raises:
-        AssertionError: it failed, or was not killed where it should be.
+        AssertionError: it failed otherwise, or was not killed where it should be.
     """
     done = run_command(
         OPERATOR,
@@ -75,6 +75,9 @@ def ctl(cluster: DevCluster, *args: str, fault: str = "") -> Any:
     )
     if fault:
         assert done.returncode == -signal.SIGKILL, (fault, done.returncode, done.stderr)
+        return None
+    if error:
+        assert done.stderr.splitlines()[-1].split(": ")[1] == error, done.stderr
         return None
     assert done.returncode == 0, done.stderr
     return msgspec.json.decode(done.stdout)

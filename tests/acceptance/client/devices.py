@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from client.session import open_session, sync_folder
 from client.status import Status, read_status
 from client.sync import Options
 from ops.cli import app
-from tests.support.commands import CLIENT, run_command
+from tests.support.commands import CLIENT, Program, run_command
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
 from wire.hashes import block_hash
@@ -86,20 +87,24 @@ class Device:
     @contextmanager
     def watching(self, *args: str, until: str = "idle") -> Iterator[None]:
         """`sync --watch` while the body runs, from when its activity is `until` on."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "client", "sync", "--watch", *args, str(self.folder)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as child:
+        with self.watch(*args, until=until) as (child, errors):
             try:
-                wait_for(lambda: self.status().activity == until, f"the watch is {until}")
                 yield
             finally:
-                child.terminate()
-                _, errors = child.communicate(timeout=20)
-                print(errors)
-        assert child.returncode == 0, errors
+                child.send(signal.SIGTERM)
+                status = child.wait(20)
+                print(errors.read_text())
+            assert status == 0, errors.read_text()
+
+    @contextmanager
+    def watch(self, *args: str, until: str = "idle") -> Iterator[tuple[Program, Path]]:
+        """The same, for a body that ends it; where it tells of errors."""
+        with tempfile.TemporaryDirectory() as folder:
+            errors = Path(folder, "errors")
+            command = (CLIENT, "sync", "--watch", *args, str(self.folder))
+            with Program(*command, out=Path(os.devnull), err=errors) as child:
+                wait_for(lambda: self.status().activity == until, f"the watch is {until}")
+                yield child, errors
 
     def status(self) -> Status:
         place = Folder(self.folder)

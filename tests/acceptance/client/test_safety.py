@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -61,17 +59,10 @@ def test_a_folder_without_its_marker_stops_the_sync(pair: Pair) -> None:
 
 def test_a_watch_ends_when_its_folder_goes(pair: Pair) -> None:
     fill(pair, 30)
-    with subprocess.Popen(
-        [sys.executable, "-m", "client", "sync", "--watch", str(pair.a.folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        wait_for(lambda: pair.a.status().activity == "idle", "the watch is idle")
+    with pair.a.watch() as (child, errors):
         pair.a.folder.rename(pair.a.folder.parent / "gone")
         pair.a.folder.mkdir()
-        _, errors = child.communicate(timeout=30)
-    assert child.returncode == Exit.FOLDER, errors
+        assert child.wait(30) == Exit.FOLDER, errors.read_text()
     pair.b.sync()
     assert len(pair.b.tree()) == 31
 

@@ -292,13 +292,7 @@ def test_a_revoked_device_stops_and_keeps_its_files(accounts: Accounts, pair: Pa
 
 def test_a_watch_feels_a_revocation_within_10_s(accounts: Accounts, pair: Pair) -> None:
     pair.b.write("f", "stays")
-    with subprocess.Popen(
-        [sys.executable, "-m", "client", "sync", "--watch", str(pair.b.folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        wait_for(lambda: pair.b.status().activity == "idle", "the watch is idle")
+    with pair.b.watch() as (child, errors):
         revoke(accounts, pair.b)
         since = time.monotonic()
 
@@ -306,13 +300,12 @@ def test_a_watch_feels_a_revocation_within_10_s(accounts: Accounts, pair: Pair) 
             pair.b.write("f", f"edited {time.monotonic()}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(0.3)
-            return child.returncode is not None
+            return child.poll() is not None
 
         wait_for(ended, "the end of the watch")
         took_s = time.monotonic() - since
-        errors = child.stderr.read() if child.stderr else ""
-    assert child.returncode == Exit.UNLINKED, errors
-    assert "no longer linked" in errors
+        assert child.poll() == Exit.UNLINKED
+        assert "no longer linked" in errors.read_text()
     assert took_s < 10 + 2  # the promise, and a busy machine
     assert (pair.b.folder / "f").exists()
 

@@ -1,9 +1,6 @@
 """Real server processes over a cluster of a test module's own: metaserver, blockserver, notifserver."""
 
-import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +12,7 @@ import aiohttp
 
 from ops.ports import reserve_port
 from runtime.tokens import TokenIssuer, generate_keys
+from tests.support.commands import Program
 from tests.support.databases import FreshCluster
 from tests.support.s3 import S3Store
 from tests.support.services import Services, User, run_services
@@ -36,7 +34,7 @@ class ServerProcess:
         self._env = env | {"SHARDBOX_LISTEN_PORT": str(port)}
         self.settings: dict[str, str] = {}
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Program | None = None
 
     def twin(self, port: int, log: Path, **settings: str) -> "ServerProcess":
         """One more server like it, at another port."""
@@ -55,19 +53,13 @@ class ServerProcess:
 
     def start_unready(self, **settings: str) -> None:
         """Start it, as it may well die before it is ready."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.kind],
-                env=os.environ | self._env | self.settings | settings,
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        env = self._env | self.settings | settings
+        self._process = Program(f"{self.kind}.main", out=self._log, err=self._log, env=env)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.send(number)
 
     def wait(self) -> int:
         """Its exit status, once it has ended."""
@@ -76,9 +68,8 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End it as a loss of power would."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
-            self._process.wait(STOP_TIMEOUT_S)
 
     def log_text(self) -> str:
         """All that it has logged."""

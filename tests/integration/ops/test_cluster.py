@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import psycopg
+
 from ops.errors import EXIT_OK, EXIT_USAGE
 from runtime.tokens import TokenIssuer, TokenVerifier
 from tests.integration.ops.test_commands import Shardctl
@@ -25,6 +27,24 @@ def test_a_cluster_is_created_once(fresh_cluster: FreshCluster):
     assert (made["slot_count"], made["shards"]) == (8, sorted(fresh_cluster.shard_dsns))
     assert shardctl.json("cluster", "create", *shards, "--slots=16") == made
     assert shardctl.json("user", "add", "ann@example.org")["state"] == "active"
+
+
+def test_cut_at_each_step_a_cluster_is_created_all_the_same(fresh_cluster: FreshCluster):
+    shardctl = Shardctl(fresh_cluster.directory_dsn)
+    shards = [f"--shard={name}={dsn}" for name, dsn in fresh_cluster.shard_dsns.items()]
+    steps = (("directory_written", 0), ("shard_written", 1), ("shard_written:2", 2))
+    for point, written in steps:
+        done = shardctl.run("cluster", "create", *shards, "--slots=8", fault=f"sharding.bootstrap.{point}")
+        assert done.returncode == -9, done.stderr
+        assert sum(map(is_in_cluster, fresh_cluster.shard_dsns.values())) == written
+    made = shardctl.json("cluster", "create", *shards, "--slots=8")
+    assert (made["slot_count"], made["shards"]) == (8, sorted(fresh_cluster.shard_dsns))
+    assert shardctl.json("user", "add", "ann@example.org")["state"] == "active"
+
+
+def is_in_cluster(dsn: str) -> bool:
+    with psycopg.connect(dsn) as conn:
+        return conn.execute("SELECT 1 FROM local.cluster").fetchone() is not None
 
 
 def test_identities_by_command(fresh_cluster: FreshCluster):

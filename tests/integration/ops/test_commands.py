@@ -22,8 +22,8 @@ class Shardctl:
     def __init__(self, directory_dsn: str):
         self._env = {"SHARDBOX_DIRECTORY_DSN": directory_dsn}
 
-    def run(self, *args: str) -> "subprocess.CompletedProcess[str]":
-        return run_command(OPERATOR, *args, env=self._env)
+    def run(self, *args: str, fault: str = "") -> "subprocess.CompletedProcess[str]":
+        return run_command(OPERATOR, *args, env=self._env | {"SHARDBOX_FAULT": fault})
 
     def json(self, *args: str, status: int = EXIT_OK) -> Any:
         done = self.run(*args, "--output", "json")

@@ -1,8 +1,6 @@
 """`shardctl dev` with every process."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from ops.errors import EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE
 from ops.readiness import http_status
 from tests.restore.course import SHORT, run_course
 from tests.restore.drill import Report
+from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import PgServers
 from tests.support.dev import DevCluster, running_cluster
 from tests.support.waiting import wait_for
@@ -31,14 +30,7 @@ def dev_cluster(pg_servers: PgServers, own_passfile: None) -> Iterator[DevCluste
 
 
 def shardctl(cluster: DevCluster, *args: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "ops.cli", *args],
-        env={**os.environ, "SHARDBOX_DEV_DIR": str(cluster.layout.root)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command(OPERATOR, *args, env={"SHARDBOX_DEV_DIR": str(cluster.layout.root)})
 
 
 def test_everything_answers_on_the_loopback_interface_alone(dev_cluster: DevCluster) -> None:
@@ -171,12 +163,6 @@ def test_reset_asks_first_and_then_leaves_nothing(dev_cluster: DevCluster) -> No
 def test_a_folder_with_something_else_in_it_is_neither_used_nor_deleted(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for command in (["up"], ["reset", "--yes"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ops.cli", "dev", *command, "--data-dir", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(OPERATOR, "dev", *command, "--data-dir", str(tmp_path))
         assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import msgspec
@@ -23,6 +22,7 @@ from ops.ports import reserve_port
 from sharding.bootstrap import create_cluster
 from sharding.locks import MIGRATION_LOCK_CLASS
 from sharding.tables import directory_metadata, local_metadata
+from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster, PgServers, clone_database, drop_database
 
 
@@ -37,15 +37,8 @@ def empty_cluster(pg_servers: PgServers) -> Iterator[FreshCluster]:
         drop_database(server, name)
 
 
-def run_command(cluster: FreshCluster, *options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "ops.cli", "migrate", *options],
-        env={**os.environ, "SHARDBOX_DIRECTORY_DSN": cluster.directory_dsn},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def migrate(cluster: FreshCluster, *options: str) -> "subprocess.CompletedProcess[str]":
+    return run_command(OPERATOR, "migrate", *options, env={"SHARDBOX_DIRECTORY_DSN": cluster.directory_dsn})
 
 
 def unreachable_dsn() -> str:
@@ -102,11 +95,11 @@ def test_a_migration_beside_another_is_refused(fresh_cluster: FreshCluster) -> N
     with migration_lock(fresh_cluster.directory_dsn):
         with pytest.raises(MigrationBusy):
             migrate_databases(fresh_cluster.directory_dsn)
-        done = run_command(fresh_cluster)
+        done = migrate(fresh_cluster)
     assert done.returncode == EXIT_BUSY
     assert done.stderr.startswith("shardctl: migration_busy: another migration")
 
-    assert run_command(fresh_cluster).returncode == 0
+    assert migrate(fresh_cluster).returncode == 0
 
 
 def test_an_orphaned_worker_keeps_its_database_to_itself(fresh_cluster: FreshCluster) -> None:
@@ -150,7 +143,7 @@ def test_the_command_tells_of_each_shard_and_fails_with_one_down(fresh_cluster: 
     with psycopg.connect(fresh_cluster.directory_dsn) as conn:
         conn.execute("UPDATE shards SET dsn = %s WHERE name = 'shard-2'", [unreachable_dsn()])
 
-    done = run_command(fresh_cluster, "--output", "json")
+    done = migrate(fresh_cluster, "--output", "json")
 
     assert done.returncode == EXIT_FAILURE
     told = {r["name"]: r for r in msgspec.json.decode(done.stdout)["databases"]}
@@ -191,7 +184,7 @@ def test_a_database_newer_than_the_program_is_left_alone(fresh_cluster: FreshClu
 def test_without_a_directory_the_command_says_so(fresh_cluster: FreshCluster) -> None:
     nowhere = FreshCluster(unreachable_dsn(), {})
 
-    done = run_command(nowhere)
+    done = migrate(nowhere)
 
     assert done.returncode == EXIT_UNAVAILABLE
     assert done.stderr.startswith("shardctl: no_cluster: the directory does not answer")

@@ -113,19 +113,31 @@ async def test_each_kind_of_key_is_rotated_and_retired_under_requests(cluster: D
             for kind in KeyKind:
                 (old,) = ctl(cluster, "keys", "list", kind)["keys"]
                 first_cut = "ops.keys.public_added" if kind is KeyKind.TOKEN else "ops.keys.added"
-                done = await asyncio.to_thread(run, cluster, "keys", "rotate", kind, fault=first_cut)
-                assert done.returncode == -9, done.stderr
+                for cut in (first_cut, "ops.keys.signing"):
+                    done = await asyncio.to_thread(run, cluster, "keys", "rotate", kind, fault=cut)
+                    assert done.returncode == -9, done.stderr
+                cut_short, former = ctl(cluster, "keys", "list", kind)["keys"]
+                assert (cut_short["role"], former["role"]) == ("signs", "verifies")
+                assert former["key_id"] == old["key_id"]
+                # The key that signs already is not the one that is asked for now.
                 new = (await asyncio.to_thread(ctl, cluster, "keys", "rotate", kind))["key_id"]
-                signing, former = ctl(cluster, "keys", "list", kind)["keys"]
-                assert (signing["key_id"], signing["role"]) == (new, "signs")
-                assert (former["key_id"], former["role"]) == (old["key_id"], "verifies")
+                roles = {key["key_id"]: key["role"] for key in ctl(cluster, "keys", "list", kind)["keys"]}
+                assert roles == {
+                    new: "signs",
+                    cut_short["key_id"]: "verifies",
+                    old["key_id"]: "verifies",
+                }
                 # What the old one has signed is good still: the device's token, its cursors.
                 early = run(cluster, "keys", "retire", kind)
                 assert (early.returncode, early.stderr.split(": ")[1]) == (4, "keys_in_use")
         fresh = await new_device(cluster, session, "rotation@example.org")
         async with under_requests(fresh):
             for kind in KeyKind:
-                assert len(ctl(cluster, "keys", "retire", kind, "--force")["retired"]) == 1
+                done = await asyncio.to_thread(
+                    run, cluster, "keys", "retire", kind, "--force", fault="ops.keys.private_retired"
+                )
+                assert done.returncode == -9, done.stderr
+                assert ctl(cluster, "keys", "retire", kind, "--force")["retired"] == []
                 assert len(ctl(cluster, "keys", "list", kind)["keys"]) == 1
         public = msgspec.json.decode(token_verify_keys_file(cluster.layout).read_bytes())["keys"]
         private = ctl(cluster, "keys", "list", "token")["keys"]
@@ -183,10 +195,9 @@ async def test_a_database_password_is_replaced_under_requests(cluster: DevCluste
     async with aiohttp.ClientSession() as session:
         device = await new_device(cluster, session, "password@example.org")
         async with under_requests(device, writers=8):  # more than there are connections yet
-            for cut in ("ops.passwords.noted", "ops.passwords.altered"):
+            for cut in ("ops.passwords.noted", "ops.passwords.altered", "ops.passwords.replaced"):
                 done = await asyncio.to_thread(run, cluster, "keys", "password", "shard-1", fault=cut)
                 assert done.returncode == -9, done.stderr
-            await asyncio.to_thread(ctl, cluster, "keys", "password", "shard-1")
     new = read_password(port)
     assert new != old
     assert not cluster.layout.passfile.with_name("pgpass.next").exists()

@@ -18,6 +18,7 @@ from ops.errors import StartFailed
 from ops.processes import ProcessIdentity, processes_in
 from ops.specs import ProcessKind, ProcessSpec, Stage
 from ops.state import ProcessState, read_specs, read_state
+from tests.support.commands import OPERATOR, run_command
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
 
@@ -129,11 +130,11 @@ def test_a_recycled_pid_is_neither_adopted_nor_killed(
 
 def test_two_ups_at_once_make_one_cluster(databases: DevCluster) -> None:
     databases.down()
-    command = [sys.executable, "-m", "ops.cli", "dev", "up", "--databases-only", "--output", "json"]
+    command = ["dev", "up", "--databases-only", "--output", "json"]
     command += ["--data-dir", str(databases.layout.root)]
 
     def run(_: int) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return run_command(OPERATOR, *command)
 
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(run, range(2)))
