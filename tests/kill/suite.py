@@ -13,14 +13,14 @@ from tests.support.dev import DevCluster
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of it all.
-
-    `points` fault points of the client and as many of the servers; None: all.
-    """
+    """How much of it all."""
 
     rounds: int
     stop_s: float
     points: int | None
+    """Fault points of the client and as many of the servers; None: all."""
+    is_one_of_each_kind: bool = False
+    """Whether a shard, and a metaserver, stands for the others."""
 
 
 async def run_suite(
@@ -29,6 +29,8 @@ async def run_suite(
     """The whole course; what was found is in the report."""
     async with running_course(cluster, folder, report) as course:
         victims = [*sorted(cluster.pids().keys() - {SUPERVISOR}), SUPERVISOR]
+        if plan.is_one_of_each_kind:
+            victims = list({name.rstrip("-0123456789"): name for name in victims}.values())
         for number in range(plan.rounds):
             for victim in victims:
                 say(f"round {number + 1}: kill -9 {victim}")

@@ -23,7 +23,10 @@ COMMAND_POINTS = {
     f"client.state.{name}_{when}" for name in ("order", "config") for when in ("before", "after")
 }
 """Steps of commands beside a sync."""
+SYNC_POINTS = [x for x in POINTS if x not in LINK_POINTS | COMMAND_POINTS]
 PER_RUN = 16
+PARTS = [SYNC_POINTS[n : n + PER_RUN] for n in range(0, len(SYNC_POINTS), PER_RUN)]
+SOME = SYNC_POINTS[:: len(SYNC_POINTS) // 6]
 
 
 def prepare(pair: Pair) -> None:
@@ -65,14 +68,10 @@ def cut(device: Device, point: str) -> bool:
 
 
 # `make test-kill` comes by every point; so does `make test-long`.
-@pytest.mark.parametrize(
-    "part",
-    [pytest.param(n, marks=[pytest.mark.long] * (n % 3 > 0)) for n in range(-(-len(POINTS) // PER_RUN))],
-)
-def test_a_client_killed_at_any_point_goes_on(pair: Pair, part: int) -> None:
+@pytest.mark.parametrize("points", [SOME, *(pytest.param(part, marks=pytest.mark.long) for part in PARTS)])
+def test_a_client_killed_at_any_point_goes_on(pair: Pair, points: list[str]) -> None:
     prepare(pair)
     missed = []
-    points = [x for x in POINTS[part * PER_RUN :][:PER_RUN] if x not in LINK_POINTS | COMMAND_POINTS]
     for n, point in enumerate(points):
         work(pair, n)
         choose(pair.b, Verb.ADD, "left out")

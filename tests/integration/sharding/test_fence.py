@@ -6,6 +6,7 @@ import time
 import pytest
 
 from metaserver.services.heads import HeadService
+from sharding import tx
 from sharding.bootstrap import create_cluster
 from sharding.router import Router
 from sharding.shardmap import Placement
@@ -26,13 +27,15 @@ async def names(estate: Estate) -> list[str]:
     return [str(entry.name) for entry in result.entries]
 
 
-async def assert_refused(estate: Estate) -> None:
+async def assert_refused(estate: Estate, deadline_s: float = 0.3) -> None:
     """A read and a write are refused in time, retryably, and nothing is written."""
     heads = await estate.heads()
     started = time.monotonic()
-    outcomes = await asyncio.gather(
-        names(estate), estate.user.write(CreateFolder(path="/refused")), return_exceptions=True
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tx, "DEADLINE_S", deadline_s)
+        outcomes = await asyncio.gather(
+            names(estate), estate.user.write(CreateFolder(path="/refused")), return_exceptions=True
+        )
     assert time.monotonic() - started < PATIENCE_S
     for outcome in outcomes:
         assert isinstance(outcome, ShardUnavailable), outcome
@@ -74,7 +77,7 @@ async def test_what_is_not_owned_is_refused(estate: Estate, epoch: int, state: s
 async def test_no_row_at_all_is_refused(slot_estate: Estate):
     conn = slot_estate.conns[slot_estate.home]
     await conn.execute("DELETE FROM local.ownership WHERE ns_id = %s", [slot_estate.key])
-    await assert_refused(slot_estate)
+    await assert_refused(slot_estate, tx.DEADLINE_S)
 
 
 async def test_the_map_is_followed(estate: Estate):
