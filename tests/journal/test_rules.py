@@ -17,6 +17,9 @@ from tests.support.databases import FreshCluster, PgServers, cloned_cluster
 MAX_HISTORIES = 1_000
 """The model that the rules come from caught each within a few hundred."""
 PER_STEP = 20
+FIRST_SEED = 1_000_000
+KNOWN = (180, 20)
+"""Where what most histories do not show is seen: rows created after base in a scan, a part of a copy."""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,12 @@ async def test_a_rule_is_missed(
 async def _catch(rule: Rule, world: World, patch: pytest.MonkeyPatch) -> None:
     """Play histories without a rule until one is caught."""
     rule.switch_off(patch, world)
-    for first in range(0, MAX_HISTORIES, PER_STEP):
-        seeds = range(1_000_000 + first, 1_000_000 + first + PER_STEP)
+    for count, first in enumerate((*KNOWN, *range(0, MAX_HISTORIES, PER_STEP)), start=1):
+        seeds = range(FIRST_SEED + first, FIRST_SEED + first + PER_STEP)
         try:
             await run_histories(world, seeds, reader_class=rule.reader)
         except Difference as error:
-            print(f"caught within {first + PER_STEP} histories: {str(error).splitlines()[0]}")
+            print(f"caught within {count * PER_STEP} histories: {str(error).splitlines()[0]}")
             return
     pytest.fail(f"{MAX_HISTORIES} histories did not miss the rule: {rule.name}")
 
