@@ -113,12 +113,12 @@ async def running_front(cluster: FreshCluster, folder: Path) -> AsyncIterator[Fr
         notifserver = ServerProcess("notifserver", notif_port, shared | cursor, folder / "notifserver.log")
         services = await stack.enter_async_context(run_services(cluster))
         servers = [*metaservers, blockserver, notifserver]
+        provider.wait()  # a server that did not reach it asks again only after ten seconds
         for server in servers:
             stack.callback(server.kill)
             server.start_unready()
         for server in servers:
             server.wait_ready()
-        provider.wait()
         yield Front(
             folder=folder,
             cluster=cluster,
