@@ -89,18 +89,17 @@ class Rests:
         for node_id in [x for x in self._rests if x not in ids]:
             del self._rests[node_id]
 
-    def next_s(self) -> float | None:
-        """Seconds until the first rest is over; None if nothing rests."""
+    def next_s(self, since: float) -> float | None:
+        """Seconds until the first rest is over that was not at `since`, when the last round began: what has
+        ended meanwhile has not been tried again yet. None if nothing rests."""
         now = time.monotonic()
-        pauses = [rest.until - now for rest in self._rests.values() if rest.until > now]
-        return min(pauses, default=None)
+        return min((max(0.0, x.until - now) for x in self._rests.values() if x.until > since), default=None)
 
-    @property
-    def is_worth_waiting(self) -> bool:
-        """Whether a sync that is to end should wait for one of these."""
+    def is_worth_waiting(self, since: float) -> bool:
+        """Whether a sync that is to end should wait for one of these; `since` as for `next_s`."""
         now = time.monotonic()
         return any(
-            not rest.is_lasting and rest.until > now and now - rest.since < PATIENCE_S
+            not rest.is_lasting and rest.until > since and now - rest.since < PATIENCE_S
             for rest in self._rests.values()
         )
 

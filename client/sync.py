@@ -160,6 +160,7 @@ class Sync:
     async def _loop(self) -> None:
         while True:
             self._wake.clear()
+            began = time.monotonic()
             try:
                 if await self._is_paused():
                     if not self._options.is_watching:
@@ -178,7 +179,7 @@ class Sync:
                 self._has_lost_notes = True
                 await asyncio.sleep(FULL_DISK_S)
                 continue
-            if not self._options.is_watching and not self._is_anything_left():
+            if not self._options.is_watching and not self._is_anything_left(began):
                 if not self._has_sent:
                     return
                 # Others may have written since: the last look is at the server's head.
@@ -188,7 +189,7 @@ class Sync:
                 self._report("idle" if self._is_idle() else "syncing")
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: in Python 3.11 that forgets a cancellation that comes with the wake-up.
-                async with asyncio.timeout(self._rests.next_s()):
+                async with asyncio.timeout(self._rests.next_s(began)):
                     await self._wake.wait()
 
     async def _is_paused(self) -> bool:
@@ -490,8 +491,8 @@ class Sync:
             and not self._rescan.is_due
         )
 
-    def _is_anything_left(self) -> bool:
-        return not self._is_idle() or self._rests.is_worth_waiting
+    def _is_anything_left(self, since: float) -> bool:
+        return not self._is_idle() or self._rests.is_worth_waiting(since)
 
     def _report(self, activity: str) -> None:
         self.reporter.report(

@@ -169,11 +169,17 @@ class BaseHandler(BodyHandler):
             self.metrics.refusals.labels(error.code).inc()
         if self.request_id:  # Tornado has cleared the headers
             self.set_header(REQUEST_ID_HEADER, self.request_id)
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(self._list_methods()))
         if error.retry_after_s is not None:
             self.set_header("Retry-After", str(error.retry_after_s))
         elif error.status in (429, 503, 507):
             self.set_header("Retry-After", "1")
         self.finish(msgspec.json.encode(ErrorBody(error=error.info())))
+
+    def _list_methods(self) -> list[str]:
+        missing = tornado.web.RequestHandler._unimplemented_method
+        return [m for m in self.SUPPORTED_METHODS if getattr(type(self), m.lower()) is not missing]
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Known errors are told by the request's own line; unknown ones get a traceback, once."""

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metaserver.model.rows import ROOT, Entry
+from metaserver.model.rows import ROOT, Entry, Kind
 from metaserver.model.tree import TreeView, walk_of
 from metaserver.services.access import Who, require_read
 from metaserver.storage.listing import NamespaceReader, Page, PageRow
 from sharding.tx import Transactions
-from wire.errors import NotFound
+from wire.errors import NotAFolder, NotFound
 from wire.ids import ROOT_ENTRY, EntryId, NsId
+from wire.names import parse_target
 
 Place = tuple[EntryId, Sequence[str]]
 """An entry to start from (0: the root), and displayed names below it."""
@@ -44,6 +45,20 @@ class Lookup:
         if found is None:
             raise NotFound()
         return found
+
+    async def find_folder(self, who: Who, path: str) -> tuple[NsId, EntryId]:
+        """The folder that a request names.
+
+        Raises:
+            NotFound, NotAFolder: no folder there.
+        """
+        ns_id, anchor, names = parse_target(path, who.root_ns)
+        if anchor == ROOT_ENTRY and not names:
+            return ns_id, ROOT_ENTRY
+        found = await self.find(who, ns_id, (anchor, names))
+        if found.entry.kind is not Kind.FOLDER:
+            raise NotAFolder()
+        return ns_id, found.entry.entry_id
 
     async def find_all(self, who: Who, ns_id: NsId, places: Sequence[Place]) -> list[Found | None]:
         """The live entries at places, all as of one snapshot.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from metaserver.model import delta
 from metaserver.model.present import present_entry, present_rev
-from metaserver.model.rows import Entry, Kind, Rev
+from metaserver.model.rows import Entry, Rev
 from metaserver.model.tree import TreeView
 from metaserver.model.walk import after_walk, start_walk
 from metaserver.services.access import AccessService, Who, require_read
@@ -40,7 +40,6 @@ from wire.errors import (
     InvalidCursor,
     ListingEnded,
     MalformedPath,
-    NotAFolder,
     NotFound,
     ShardboxError,
     TooDeep,
@@ -154,13 +153,7 @@ class ReadService:
             NotFound, NotAFolder: no folder there.
         """
         who = await self._access.identify(caller)
-        ns_id, anchor, names = parse_target(request.path, who.root_ns)
-        folder = ROOT_ENTRY
-        if anchor != ROOT_ENTRY or names:
-            found = await self._lookup.find(who, ns_id, (anchor, names))
-            if found.entry.kind is not Kind.FOLDER:
-                raise NotAFolder()
-            folder = found.entry.entry_id
+        ns_id, folder = await self._lookup.find_folder(who, request.path)
         if request.recursive and folder != ROOT_ENTRY:
             position = Position(ns_id, start_walk(folder), folder)
         else:

@@ -3,7 +3,7 @@
 from msgspec import structs
 
 from metaserver.model.present import present_entry
-from metaserver.model.rows import Entry, Kind
+from metaserver.model.rows import Entry
 from metaserver.model.tree import TreeView
 from metaserver.services.access import AccessService, Who, require_read
 from metaserver.services.lookup import Lookup, view_of
@@ -11,11 +11,11 @@ from metaserver.storage.search import list_candidates
 from sharding.tx import Transactions
 from wire.api import Metadata, Search, SearchResult
 from wire.cursors import SearchCursor, format_search_cursor, parse_search_cursor
-from wire.errors import InvalidCursor, NotAFolder, NotFound
+from wire.errors import InvalidCursor, NotFound
 from wire.ids import ROOT_ENTRY, EntryId
 from wire.internal import Caller
 from wire.keys import KeyRing
-from wire.names import name_key, parse_target
+from wire.names import name_key
 
 
 class SearchService:
@@ -33,13 +33,7 @@ class SearchService:
             NotFound, NotAFolder: no folder there.
         """
         who = await self._access.identify(caller)
-        ns_id, anchor, names = parse_target(request.path, who.root_ns)
-        folder = ROOT_ENTRY
-        if anchor != ROOT_ENTRY or names:
-            found = await self._lookup.find(who, ns_id, (anchor, names))
-            if found.entry.kind is not Kind.FOLDER:
-                raise NotAFolder()
-            folder = found.entry.entry_id
+        ns_id, folder = await self._lookup.find_folder(who, request.path)
         key = name_key(request.query)
         cursor = SearchCursor(who.account_id, ns_id, key, folder, EntryId(0), request.limit)
         return await self._search_on(who, cursor)

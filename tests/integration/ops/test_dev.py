@@ -87,6 +87,7 @@ def test_up_again_changes_nothing(dev_cluster: DevCluster) -> None:
     assert dev_cluster.status().metaserver_urls[0] in done.stdout
 
 
+@pytest.mark.long
 def test_the_number_of_metaservers_can_be_changed_and_the_shards_cannot(dev_cluster: DevCluster) -> None:
     before = dev_cluster.pids()
 
@@ -131,6 +132,7 @@ def test_the_doctor_tells_when_archiving_fails_and_when_it_goes_on(dev_cluster: 
         wait_for(lambda: archiving() == "ok", "the archiver going on", timeout_s=90)
 
 
+@pytest.mark.long
 def test_down_ends_the_servers_before_their_databases_and_up_brings_the_data_back(
     dev_cluster: DevCluster,
 ) -> None:

@@ -89,6 +89,7 @@ def test_the_migrations_make_the_tables_of_the_code(fresh_cluster: FreshCluster,
     assert differences == []
 
 
+@pytest.mark.long
 def test_a_migration_beside_another_is_refused(fresh_cluster: FreshCluster) -> None:
     create_cluster(fresh_cluster.directory_dsn, fresh_cluster.shards)
 
@@ -102,6 +103,7 @@ def test_a_migration_beside_another_is_refused(fresh_cluster: FreshCluster) -> N
     assert migrate(fresh_cluster).returncode == 0
 
 
+@pytest.mark.long
 def test_an_orphaned_worker_keeps_its_database_to_itself(fresh_cluster: FreshCluster) -> None:
     with psycopg.connect(fresh_cluster.shard_dsns["shard-1"], autocommit=True) as conn:
         conn.execute("SELECT pg_advisory_lock(%s, %s)", [MIGRATION_LOCK_CLASS, WORKER_LOCK])
@@ -116,6 +118,7 @@ def test_an_orphaned_worker_keeps_its_database_to_itself(fresh_cluster: FreshClu
         report.raise_for_failures()
 
 
+@pytest.mark.long
 def test_one_shard_that_is_down_does_not_keep_the_others_back(empty_cluster: FreshCluster) -> None:
     healthy = dict(empty_cluster.shard_dsns)
     broken = healthy | {"shard-1": unreachable_dsn()}

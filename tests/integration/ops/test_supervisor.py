@@ -128,6 +128,7 @@ def test_a_recycled_pid_is_neither_adopted_nor_killed(
     assert bystander.poll() is None
 
 
+@pytest.mark.long
 def test_two_ups_at_once_make_one_cluster(databases: DevCluster) -> None:
     databases.down()
     command = ["dev", "up", "--databases-only", "--output", "json"]
@@ -181,6 +182,7 @@ def _web_spec(cluster: DevCluster, name: str, argv: list[str]) -> ProcessSpec:
     )
 
 
+@pytest.mark.long
 def test_a_process_that_cannot_start_is_retried_ever_more_slowly(databases: DevCluster) -> None:
     specs = list(read_specs(databases.layout).values())
     broken = _web_spec(databases, "broken", ["-c", "import sys; print('no luck'); sys.exit(3)"])
@@ -223,6 +225,7 @@ def test_logs_are_cut_before_they_fill_the_disk(databases: DevCluster) -> None:
     wait_for(lambda: log.with_suffix(".log.1").exists() and log.stat().st_size < 1024 * 1024, "a short log")
 
 
+@pytest.mark.long
 def test_a_stopped_process_is_left_alone_and_can_be_stopped_for_good(databases: DevCluster) -> None:
     restarts = databases.process("shard-2").restarts
     pid = databases.kill("shard-2", signal.SIGSTOP)

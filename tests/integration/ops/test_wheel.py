@@ -50,6 +50,7 @@ def run_script(site: Path, name: str, *args: str, **env: str) -> "subprocess.Com
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["shardctl", "shardbox"])
 def test_a_command_runs_from_the_wheel(installed: Path, name: str):
     done = run_script(installed, name, "--help")

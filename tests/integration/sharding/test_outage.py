@@ -157,6 +157,7 @@ async def test_a_shard_that_dies(outage: Outage):
     assert await outage.write("shard-1") > before
 
 
+@pytest.mark.long
 async def test_a_new_process_starts_while_a_shard_hangs(outage: Outage):
     with stopped(outage.cluster, "shard-1"):
         cluster = outage.cluster

@@ -20,6 +20,7 @@ from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
+from blockserver.storage import folder
 from blockserver.storage.folder import BlockFolder
 from blockserver.storage.index import BlockIndex
 from blockserver.storage.sessions import SessionIndex
@@ -117,7 +118,8 @@ class Server:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    monkeypatch.setattr(folder, "FAN_OUT_DIGITS", 1)  # 16 directories are made sooner than 4,096
     private, public = generate_keys()
     metrics = ServerMetrics()
     block_metrics = BlockMetrics(metrics.registry)
@@ -229,7 +231,10 @@ async def test_what_cannot_be_understood(server: Server, line: str, code: str):
     connection = await server.connect()
     await connection.head(line, "Content-Length: 5")
     await connection.send(b"[1,2]")
-    assert (await connection.answer()).error.code == code
+    answer = await connection.answer()
+    assert answer.error.code == code
+    allowed = "post" if "put_pack" in line else "get, put"
+    assert answer.headers.get("allow") == (allowed if code == "method_not_allowed" else None)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
