@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := wire runtime sharding metaserver blockserver notifserver client ops loadtest migrations tests
-# Two processes halve the time on two cores; beyond that the PostgreSQL servers want the rest.
-TEST_WORKERS ?= 2
+# On two cores: tests wait a third of their time, for restarts, leases and time-outs.
+TEST_WORKERS ?= 3
 # A module's tests share its clusters, so they stay together on one worker, in the order in which they were found.
 DIST := --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
