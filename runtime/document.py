@@ -96,13 +96,13 @@ class Operation:
     @property
     def errors(self) -> list[type[ShardboxError]]:
         """What it can be refused with, by status and code."""
-        found = {error for kind in self.kinds for error in kind.errors} | set(self.mark.errors)
+        # A body is refused before anybody looks whether the method takes one.
+        found = {BodyTooLarge, UnsupportedEncoding, *self.mark.errors}
+        found |= {error for kind in self.kinds for error in kind.errors}
         if self.needs_token:
             found |= {Unauthenticated, DeviceRevoked, IdentityNotLinked, UpstreamUnavailable}
         if self.mark.takes is not None or len(self.parameters) > 1:
             found.add(BadRequest)
-        if self.mark.takes is not None:
-            found |= {BodyTooLarge, UnsupportedEncoding}
         return sorted(found, key=lambda error: (error.status, error.code))
 
 

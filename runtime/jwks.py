@@ -134,7 +134,7 @@ class IssuerKeys:
 
     def holds(self, kid: str | None, algorithm: str, key: PublicKey) -> bool:
         """Whether this very key is still the issuer's, as far as we know."""
-        return self._are_good() and self._keys.get((kid, algorithm)) is key
+        return self._look_up(kid, algorithm) is key
 
     async def find(self, kid: str | None, algorithm: str) -> PublicKey | None:
         """The issuer's key of that id; None if it has none.

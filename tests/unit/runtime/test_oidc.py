@@ -176,6 +176,17 @@ async def test_the_clusters_own_tokens_have_the_same_leeway(monkeypatch: pytest.
                 await verifier.verify(f"Bearer {token}")
 
 
+@pytest.mark.parametrize("header", [{"kid": "k"}, {}], ids=["a key id", "no key id"])
+async def test_a_token_is_verified_once(header: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    async with HandIssuer() as issuer:
+        private = issuer.add_key("k")
+        token = jwt.encode(issuer.claims(), private, "ES256", header)
+        async with verifying(issuer) as verifier:
+            assert await is_taken(verifier, token)
+            monkeypatch.delattr("runtime.oidc.jwt.decode")
+            assert await is_taken(verifier, token)
+
+
 async def test_a_remembered_token_ends_with_its_time(issuer: HandIssuer):
     async with verifying(issuer) as verifier:
         expires = soon(-LEEWAY_S + 2)
