@@ -7,6 +7,7 @@ import tornado.web
 from blockserver.app import Parts, make_app
 from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
+from blockserver.services.mend import Mender
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.settings import BlockserverSettings
@@ -37,9 +38,10 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     download_budget = ByteBudget(settings.block_download_memory_bytes)
     block_metrics.held_bytes.labels("upload").set_function(lambda: upload_budget.used_bytes)
     block_metrics.held_bytes.labels("download").set_function(lambda: download_budget.used_bytes)
-    uploads = UploadService(index, backend, block_metrics)
+    mender = Mender(index, backend, block_metrics)
+    uploads = UploadService(index, backend, mender, block_metrics)
     sessions = SessionIndex(metaservers)
-    direct = DirectService(sessions, index, backend, uploads, upload_budget, block_metrics)
+    direct = DirectService(sessions, index, backend, uploads, mender, upload_budget, block_metrics)
     verifier = await open_verifier(settings, settings.token_verify_keys_file.read_bytes(), stack)
     keys.tokens(settings.token_verify_keys_file, verifier)
     keys.start()

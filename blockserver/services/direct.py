@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from blockserver.services.mend import Mender
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import Outcome, UploadService
 from blockserver.storage.backend import Backend, ObjectMissing, ObjectName, StagedName
@@ -66,6 +67,7 @@ class DirectService:
         index: BlockIndex,
         backend: Backend,
         uploads: UploadService,
+        mender: Mender,
         budget: ByteBudget,
         metrics: BlockMetrics,
     ):
@@ -73,6 +75,7 @@ class DirectService:
         self._index = index
         self._backend = backend
         self._uploads = uploads
+        self._mender = mender
         self._budget = budget
         self._metrics = metrics
 
@@ -191,12 +194,24 @@ class DirectService:
                 is_own = step.state is BlockState.ABSENT
                 generation = name.generation if is_own else step.generation
                 to_finish[name] = FinishBlock(name.hash, objects[name], step.claim_id, generation, is_own)
+        claimed = [name for name, block in to_finish.items() if block.generation != name.generation]
+        looked_at = await _each(
+            claimed, ASKED_AT_ONCE, lambda name: self._check_claimed(name, to_finish[name])
+        )
+        for name, error in looked_at.items():
+            if error is not None:
+                outcomes[name.hash] = error
+                del to_finish[name]
         if to_finish:
             ends = await self._index.finish(job.caller, job.ns_id, list(to_finish.values()))
             fault_point("blockserver.direct.finished")
             for (name, block), end in zip(to_finish.items(), ends, strict=True):
                 outcomes[name.hash] = await self._end(name, block, end)
         return outcomes
+
+    async def _check_claimed(self, name: ObjectName, block: FinishBlock) -> None:
+        """Have the object that the row names stand there before the client's own may go."""
+        await self._mender.mend_claimed_from(name, ObjectName(name.hash, block.generation), block.size)
 
     async def _end(self, name: ObjectName, block: FinishBlock, end: FinishedBlock) -> Outcome:
         """The outcome of a finish.

@@ -18,7 +18,7 @@ from blockserver.storage.backend import Backend, ObjectMissing, ObjectName
 from blockserver.storage.index import BlockIndex
 from blockserver.storage.keys import format_object
 from runtime.logs import get_log
-from wire.errors import ErrorInfo, ShardboxError
+from wire.errors import ErrorInfo, HashMismatch, ShardboxError
 from wire.hashes import BlockHash, block_hash
 from wire.ids import NsId
 from wire.internal import Caller
@@ -69,6 +69,24 @@ class Mender:
         would make every block that users share cost as much as one that they do not."""
         return await self._mend_all(objects, is_whole_read=False)
 
+    async def mend_claimed_from(self, own: ObjectName, name: ObjectName, size: int) -> None:
+        """The same of one object, by those of the caller's own in the store, which are read only if need be.
+
+        Raises:
+            ObjectMissing: of the caller's own, which was needed.
+            ShardboxError: the object is damaged and stays so, or cannot be asked for. The caller's own is the
+                only one that is known to be good.
+        """
+        async with self._asking:
+            kind = await self._find_damage(name, size, is_whole_read=False)
+            if kind is None:
+                return
+            async with self._reading:
+                data = await self._backend.get(own)
+                if len(data) != size or await asyncio.to_thread(block_hash, data) != name.hash:
+                    raise HashMismatch("what was put there does not have this hash")
+                await self._replace(name, data, kind)
+
     async def _mend_all(
         self, objects: Mapping[ObjectName, Data], *, is_whole_read: bool
     ) -> dict[BlockHash, ErrorInfo]:
@@ -84,14 +102,17 @@ class Mender:
                 return None
             if kind is None:
                 return None
-            self._metrics.damaged.labels(kind).inc()
             try:
-                await self._backend.replace(name, data)
+                await self._replace(name, data, kind)
             except ShardboxError as error:
                 return error.info()
+        return None
+
+    async def _replace(self, name: ObjectName, data: Data, kind: str) -> None:
+        self._metrics.damaged.labels(kind).inc()
+        await self._backend.replace(name, data)
         _log.warning("object_mended", object=format_object(name), was=kind)
         self._metrics.mended.inc()
-        return None
 
     async def _find_damage(self, name: ObjectName, size: int, is_whole_read: bool) -> str | None:
         """missing, corrupt, or None."""

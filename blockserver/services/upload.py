@@ -44,11 +44,11 @@ Outcome = ErrorInfo | None
 class UploadService:
     """Puts blocks into a namespace."""
 
-    def __init__(self, index: BlockIndex, backend: Backend, metrics: BlockMetrics):
+    def __init__(self, index: BlockIndex, backend: Backend, mender: Mender, metrics: BlockMetrics):
         self._index = index
         self._backend = backend
         self._metrics = metrics
-        self._mender = Mender(index, backend, metrics)
+        self._mender = mender
 
     async def put_block(self, caller: Caller, ns_id: NsId, name: BlockHash, data: Data) -> PutVerdict:
         """The verdict on one block."""

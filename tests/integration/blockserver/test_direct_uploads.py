@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 import blockserver.main
-from tests.integration.blockserver.client import BlockClient, object_names
+from tests.integration.blockserver.client import BlockClient, object_names, object_paths
 from tests.integration.blockserver.servers import Stack
 from tests.integration.blockserver.test_uploads import code, commit_body, sql
 from tests.integration.blockserver.uploads import Draft, Uploader, put_plainly
@@ -137,6 +137,45 @@ async def test_two_users_share_one_object(ada: Uploader, bob: Uploader):
         assert await who.completed(session.upload_id, *draft.block_list) == [None]
         await who.commit(commit_body(session.upload_id, draft))
     assert len(object_names(ada.stack, draft.blocks[0])) == 1
+    for who in (ada, bob):
+        await assert_read_back(who, draft)
+
+
+@pytest.mark.parametrize("left", [None, b"cut off"], ids=["missing", "cut off"])
+async def test_what_others_lost_is_mended_before_ones_own_goes(
+    ada: Uploader, bob: Uploader, left: bytes | None
+):
+    draft = Draft.random()
+    session = await bob.open(draft.opening())
+    await bob.send(draft, session)
+    await bob.commit(commit_body(session.upload_id, draft))
+    (place,) = object_paths(bob.stack, draft.blocks[0])
+    bob.stack.overwrite(place, left)
+    session = await ada.open(draft.opening())
+    await put_all(draft, session)
+    assert await ada.completed(session.upload_id, *draft.block_list) == [None]
+    await ada.commit(commit_body(session.upload_id, draft))
+    assert object_names(ada.stack, draft.blocks[0]) == [place.name]
+    for who in (ada, bob):
+        await assert_read_back(who, draft)
+
+
+async def test_ones_own_stays_while_what_others_lost_cannot_be_mended(ada: Uploader, bob: Uploader):
+    """Its bytes are wrong by now, in a store that was wrongly said to verify; nothing is finished by them."""
+    if not is_verified(ada):
+        pytest.skip("the bytes go through the blockserver")
+    draft = Draft.random()
+    session = await bob.open(draft.opening())
+    await bob.send(draft, session)
+    (place,) = object_paths(bob.stack, draft.blocks[0])
+    bob.stack.overwrite(place, None)
+    session = await ada.open(draft.opening())
+    assert put_plainly(session.targets[0], os.urandom(5_000)) == 200
+    assert await ada.completed(session.upload_id, *draft.block_list) == ["hash_mismatch"]
+    assert await code(ada.commit(commit_body(session.upload_id, draft))) == "blocks_absent"
+    assert len(object_names(ada.stack, draft.blocks[0])) == 1
+    await put_all(draft, session)
+    assert await ada.completed(session.upload_id, *draft.block_list) == [None]
     for who in (ada, bob):
         await assert_read_back(who, draft)
 

@@ -18,6 +18,7 @@ import tornado.web
 from blockserver.app import Parts, make_app
 from blockserver.services.direct import DirectService
 from blockserver.services.download import DownloadService
+from blockserver.services.mend import Mender
 from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import UploadService
 from blockserver.storage import folder
@@ -128,7 +129,8 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     budget = ByteBudget(BUDGET_BYTES)
     async with ServiceClient([f"http://127.0.0.1:{UNUSED_PORT}"], keys) as metaservers:
         index = BlockIndex(metaservers)
-        uploads = UploadService(index, backend, block_metrics)
+        mender = Mender(index, backend, block_metrics)
+        uploads = UploadService(index, backend, mender, block_metrics)
         sessions = SessionIndex(metaservers)
         app = make_app(
             Parts(
@@ -139,7 +141,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
                 backend=backend,
                 uploads=uploads,
                 downloads=DownloadService(index, backend, block_metrics),
-                direct=DirectService(sessions, index, backend, uploads, budget, block_metrics),
+                direct=DirectService(sessions, index, backend, uploads, mender, budget, block_metrics),
                 upload_budget=budget,
                 download_budget=ByteBudget(BUDGET_BYTES),
             )
