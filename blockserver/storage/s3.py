@@ -42,6 +42,14 @@ _READ_BYTES = 64 * 1024
 smaller ones costs more: 13 ms of CPU by 16 KiB, 9 ms by 64."""
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 _CONTENT_TYPE = "application/octet-stream"
+_ANSWERED_WITH = {
+    "ResponseContentType": _CONTENT_TYPE,
+    "ResponseCacheControl": "no-store",
+    "ResponseContentEncoding": "identity",
+    "ResponseContentDisposition": "attachment",
+}
+"""Headers that are not signed, such as these, a client that put the object itself could choose for all who
+share it."""
 
 
 class S3Bucket:
@@ -145,7 +153,7 @@ class S3Bucket:
         """A GET for a client, see `Backend.presign_get`."""
         if not self._options.is_direct:
             return None
-        url = self._sign("get_object", name, expires_s, ResponseContentType=_CONTENT_TYPE)
+        url = self._sign("get_object", name, expires_s, **_ANSWERED_WITH)
         return SignedRequest("GET", url, {})
 
     def attest(self, name: ObjectName) -> Attested | None:

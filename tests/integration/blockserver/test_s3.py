@@ -177,6 +177,30 @@ async def test_an_address_is_good_for_what_was_signed_and_nothing_else(bucket: S
     assert bucket.get(name) == data
 
 
+async def test_headers_that_came_with_a_put_reach_nobody(bucket: S3Bucket):
+    name, data = new_block()
+    put = bucket.presign_put(name, size=len(data), expires_s=60)
+    get = bucket.presign_get(name, expires_s=60)
+    assert put is not None
+    assert get is not None
+    chosen = {
+        "Content-Type": "text/html",
+        "Content-Encoding": "gzip",
+        "Cache-Control": "public, max-age=9999",
+        "Content-Disposition": "inline; filename=invoice.exe",
+    }
+    assert (await send(put, data, **chosen))[0] == 200
+    async with aiohttp.ClientSession() as http, http.get(get.url) as answer:
+        assert (answer.status, await answer.read()) == (200, data)
+        assert {header: answer.headers[header] for header in chosen} == {
+            "Content-Type": "application/octet-stream",
+            "Content-Encoding": "identity",
+            "Cache-Control": "no-store",
+            "Content-Disposition": "attachment",
+        }
+    assert bucket.get(name) == data, "nothing is unpacked"
+
+
 async def test_addresses_expire(bucket: S3Bucket):
     name, data = new_block()
     put = bucket.presign_put(name, size=len(data), expires_s=1)
