@@ -98,7 +98,7 @@ class CredentialsFile(CredentialProvider):
             mandatory_timeout=CREDENTIALS_REREAD_S // 2,
         )
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, str | None]:
         try:
             parser = configparser.ConfigParser(interpolation=None)
             parser.read_string(self._path.read_text())
@@ -107,7 +107,8 @@ class CredentialsFile(CredentialProvider):
             return {
                 "access_key": profile["aws_access_key_id"],
                 "secret_key": profile["aws_secret_access_key"],
-                "token": profile.get("aws_session_token", ""),
+                # An empty one would be written into every address.
+                "token": profile.get("aws_session_token") or None,
                 "expiry_time": expires_at.isoformat(),
             }
         except (OSError, ValueError, KeyError, configparser.Error) as error:

@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from io import BytesIO
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
@@ -240,6 +242,25 @@ def test_addresses_are_made_for_where_clients_reach_the_store(store: S3Store):
     assert hidden.presign_put(name, size=1, expires_s=60) is None
     assert hidden.presign_get(name, expires_s=60) is None
     hidden.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", []),
+        ("aws_session_token =\n", []),
+        ("aws_session_token = a-token\n", ["a-token"]),
+    ],
+)
+def test_an_address_carries_a_session_token_only_if_there_is_one(tmp_path: Path, line: str, told: list[str]):
+    file = tmp_path / "credentials"
+    file.write_text(f"[default]\naws_access_key_id = id\naws_secret_access_key = secret\n{line}")
+    bucket = S3Bucket(s3_client.S3Options(bucket=BUCKET, credentials_file=file), max_connections=1)
+    signed = bucket.presign_get(new_block()[0], expires_s=60)
+    assert signed is not None
+    query = parse_qs(urlsplit(signed.url).query, keep_blank_values=True)
+    assert query.get("X-Amz-Security-Token", []) == told
+    bucket.close()
 
 
 def test_credentials_are_rotated_under_a_running_server(
