@@ -20,13 +20,21 @@ from blockserver.services.metrics import BlockMetrics
 from blockserver.services.upload import Outcome, UploadService
 from blockserver.storage.backend import Backend, ObjectMissing, ObjectName, StagedName
 from blockserver.storage.index import BlockIndex
+from blockserver.storage.keys import format_object
 from blockserver.storage.sessions import SessionIndex
 from runtime.bodies import ByteBudget
 from runtime.logs import get_log
 from wire.blocks import PutVerdict
-from wire.errors import BlockNotFound, HashMismatch, InternalError, ShardboxError, TooManyEntries
+from wire.errors import (
+    BlockNotFound,
+    HashMismatch,
+    InternalError,
+    ShardboxError,
+    TooManyEntries,
+    UpstreamUnavailable,
+)
 from wire.faults import declare, fault_point
-from wire.hashes import BLOCK_BYTES, BlockHash, block_hash
+from wire.hashes import BLOCK_BYTES, BlockHash
 from wire.ids import NsId
 from wire.internal import BeginBlock, BlockState, Caller, FinishBlock, FinishedBlock
 from wire.sessions import MAX_COMPLETE_HASHES, FoundTarget, SignedTarget, SignTargets
@@ -34,6 +42,7 @@ from wire.sessions import MAX_COMPLETE_HASHES, FoundTarget, SignedTarget, SignTa
 _log = get_log(__name__)
 _Name = TypeVar("_Name", ObjectName, StagedName)
 
+VERIFIES_SETTING = "SHARDBOX_S3_VERIFIES_CHECKSUMS"
 ASKED_AT_ONCE = 32
 """Questions of one request to the store at a time: each is a round trip and holds nothing."""
 READ_AT_ONCE = 4
@@ -149,15 +158,19 @@ class DirectService:
         return outcomes | {name.hash: error for name, error in stored.items()}
 
     async def _verify(self, name: ObjectName, size: int) -> Outcome:
-        """What is wrong with an object that a client has put; the store's word will do."""
+        """What is wrong with an object that a client has put, by the store's word.
+
+        Raises:
+            UpstreamUnavailable: the store gives none. To read the bytes would not do: the address that they
+                came by is good for a while, and others could follow.
+        """
         attested = await self._backend.attest(name)
-        if attested is not None:
-            is_good = (attested.sha256, attested.size) == (name.hash, size)
-        else:
-            with self._budget.take(BLOCK_BYTES):
-                data = await self._backend.get(name)
-                is_good = len(data) == size and await asyncio.to_thread(block_hash, data) == name.hash
-        if is_good:
+        if attested is None:
+            _log.error("store_tells_no_checksum", object=format_object(name), setting=VERIFIES_SETTING)
+            raise UpstreamUnavailable(
+                f"the block store tells no SHA-256 of what was put, so {VERIFIES_SETTING} must be false"
+            )
+        if (attested.sha256, attested.size) == (name.hash, size):
             return None
         self._metrics.uploaded.labels("mismatch").inc()
         return HashMismatch("what was put there does not have this hash").info()
@@ -227,9 +240,7 @@ class DirectService:
             try:
                 await self._backend.delete(name)
             except ShardboxError as error:
-                _log.warning(
-                    "object_left", object=f"{name.hash.hex()}.{name.generation.hex()}", error=str(error)
-                )
+                _log.warning("object_left", object=format_object(name), error=str(error))
         return None
 
 

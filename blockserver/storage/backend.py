@@ -175,7 +175,7 @@ class Backend(Protocol):
     async def attest(self, name: ObjectName) -> Attested | None:
         """What the store has verified itself of an object when it took it in, without its bytes being read.
 
-        None: the store does not verify, or keeps no checksum of this object; read it with `get` and hash it.
+        None: the store does not verify, or keeps no checksum of this object, and nobody vouches for it.
 
         Raises:
             ObjectMissing: there is no such object.

@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 
 import blockserver.main
+from blockserver.storage.backend import ObjectName
+from blockserver.storage.s3 import S3Bucket
 from tests.integration.blockserver.client import BlockClient, object_names, object_paths
 from tests.integration.blockserver.servers import Stack
 from tests.integration.blockserver.test_uploads import code, commit_body, sql
@@ -70,6 +72,14 @@ def set_age(who: Uploader, session: UploadSession, age_s: float) -> bytes:
     made = int((time.time() - age_s) * 1e6).to_bytes(8, "big") + os.urandom(8)
     sql(who, "UPDATE ns.upload_targets SET generation = %s WHERE session_id = %s", made, session_id)
     return made
+
+
+def put_with_checksum(who: Uploader, name: ObjectName, data: bytes) -> None:
+    """As a client puts an object, under any generation."""
+    assert who.stack.s3 is not None
+    bucket = S3Bucket(who.stack.s3.options(), max_connections=1)
+    bucket.put(name, data)
+    bucket.close()
 
 
 async def assert_read_back(who: Uploader, draft: Draft) -> None:
@@ -220,14 +230,32 @@ async def test_an_object_that_is_an_hour_old_is_refused(ada: Uploader):
     session = await ada.open(draft.opening())
     await put_all(draft, session)
     old = set_age(ada, session, 3_601)
-    assert ada.stack.s3 is not None
-    ada.stack.s3.overwrite(f"objects/{draft.block_list[0]}.{old.hex()}", draft.blocks[0])
+    put_with_checksum(ada, ObjectName(draft.hashes[0], old), draft.blocks[0])
     assert await ada.completed(session.upload_id, *draft.block_list) == ["upload_expired"]
     session = await ada.open(draft.opening(upload_id=session.upload_id))
     await put_all(draft, session)
     assert await ada.completed(session.upload_id, *draft.block_list) == [None]
     await ada.commit(commit_body(session.upload_id, draft))
     await assert_read_back(ada, draft)
+
+
+async def test_a_store_that_tells_no_checksum_is_not_believed(ada: Uploader):
+    """Right bytes could still be replaced by whoever holds the address."""
+    if not is_verified(ada):
+        pytest.skip("the store is not asked")
+    draft = Draft.random()
+    session = await ada.open(draft.opening())
+    (generation,) = generations(ada, session)
+    assert ada.stack.s3 is not None
+    ada.stack.s3.overwrite(f"objects/{draft.block_list[0]}.{generation.hex()}", draft.blocks[0])
+    (verdict,) = await ada.complete(session.upload_id, *draft.block_list)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.error.retryable) == ("upstream_unavailable", True)
+    assert VERIFIES in verdict.error.message
+    assert VERIFIES in ada.stack.blockserver.log_text()
+    assert await code(ada.commit(commit_body(session.upload_id, draft))) == "blocks_absent"
+    await put_all(draft, session)
+    assert await ada.completed(session.upload_id, *draft.block_list) == [None]
 
 
 async def test_cut_at_each_step_and_completed_again(ada: Uploader):
