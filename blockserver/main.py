@@ -55,7 +55,10 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
             backend=backend,
             uploads=uploads,
             downloads=DownloadService(
-                index, backend, block_metrics, url_expires_s=settings.block_url_expires_s
+                index,
+                backend,
+                block_metrics,
+                url_expires_s=settings.block_url_expires_s if settings.s3_redirects else None,
             ),
             direct=direct,
             upload_budget=upload_budget,

@@ -51,5 +51,8 @@ class BlockserverSettings(VerifyingSettings, StoreSettings):
     """Bodies held at once: 48 whole blocks, or 6 full packs. One pack must fit into an account's part."""
     block_download_memory_bytes: int = Field(default=128 * 2**20, ge=40 * 2**20)
     """Blocks held at once on their way out: 32 whole ones, or 7 large packs."""
+    s3_redirects: bool = False
+    """Whether `?redirect=1` answers with an address in the store, whose key and Last-Modified tell when the
+    block first came in, from whomever."""
     block_url_expires_s: int = Field(default=900, ge=60, le=3_600)
-    """Signed addresses for clients: a block on a slow line; within a generation's hour."""
+    """Such addresses: a block on a slow line; who loses the right to it keeps one no longer than this."""

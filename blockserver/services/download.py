@@ -21,8 +21,6 @@ READ_AHEAD_BYTES = 2 * BLOCK_BYTES
 READ_AHEAD_BLOCKS = 16
 """What is read of a pack before the client has taken what comes earlier: both store threads and network are
 busy, and a pack needs no more memory than this and the block before it."""
-URL_EXPIRES_S = 900
-"""A block on a slow line; who loses the right to it keeps what is signed no longer than this."""
 _INLINE_HASH_BYTES = 64 * 1024
 """40 µs of hashing; a hop to a thread costs as much."""
 
@@ -36,8 +34,9 @@ class DownloadService:
         backend: Backend,
         metrics: BlockMetrics,
         *,
-        url_expires_s: int = URL_EXPIRES_S,
+        url_expires_s: int | None = None,
     ):
+        """`url_expires_s`: how long an address in the store holds; None: none are handed out."""
         self._index = index
         self._backend = backend
         self._metrics = metrics
@@ -62,11 +61,13 @@ class DownloadService:
         return place
 
     async def find_url(self, name: BlockHash, place: BlockPlace) -> str | None:
-        """A signed address of the block in the store itself; None: it has none.
+        """A signed address of the block in the store itself; None: it has none, or none may be handed out.
 
         Raises:
             UpstreamUnavailable: there are no credentials to sign with now.
         """
+        if self._url_expires_s is None:
+            return None
         object_name = ObjectName(name, place.generation)
         signed = await self._backend.presign_get(object_name, expires_s=self._url_expires_s)
         if signed is None:

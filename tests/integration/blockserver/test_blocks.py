@@ -16,7 +16,7 @@ from client.folder import Folder
 from client.session import sync_folder
 from client.sync import Options
 from tests.integration.blockserver.client import BlockClient, object_names, object_paths, pack_of
-from tests.integration.blockserver.servers import Stack
+from tests.integration.blockserver.servers import Stack, reserved_ports
 from tests.support.s3 import running_rclone
 from tests.support.waiting import wait_until
 from wire.blocks import FrameStatus, format_frame_head
@@ -26,6 +26,7 @@ from wire.hashes import BLOCK_BYTES, block_hash
 pytestmark = pytest.mark.xdist_group("blockserver blocks")  # they share their servers
 DEADLINE_S = 60.0
 DAMAGED = [f'shardbox_block_objects_damaged_total{{kind="{kind}"}}' for kind in ("missing", "corrupt")]
+REDIRECTS = "SHARDBOX_S3_REDIRECTS"
 MENDED = "shardbox_block_objects_mended_total"
 
 
@@ -35,7 +36,8 @@ def stored(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Stack]:
     if request.param == "folder":
         yield stack
         return
-    with running_rclone(stack.folder / "s3") as store, stack.blocks_in(store):
+    redirects = {REDIRECTS: "true"}
+    with running_rclone(stack.folder / "s3") as store, stack.blocks_in(store, **redirects):
         yield stack
 
 
@@ -326,6 +328,25 @@ async def test_a_block_from_the_store_itself(ada: BlockClient, bob: BlockClient)
         assert answer.status == 404
     async with ada.stack.http.get(f"{ada.url(data)}&redirect=yes", headers=ada.auth) as answer:
         assert answer.status == 400
+
+
+@pytest.mark.parametrize("stored", ["s3"], indirect=True)
+async def test_addresses_in_the_store_are_the_operators_choice(ada: BlockClient, bob: BlockClient):
+    """They tell when the block first came in, from whomever."""
+    data = os.urandom(1_000)
+    for client in (bob, ada):
+        assert await client.put(data) is None
+    server = ada.stack.blockserver
+    with reserved_ports(1) as (port,):
+        twin = server.twin(port, ada.stack.folder / "twin.log", **(server.settings | {REDIRECTS: "false"}))
+        try:
+            twin.start()
+            url = f"{ada.url(data)}&redirect=1".replace(server.url, twin.url)
+            async with ada.stack.http.get(url, headers=ada.auth, allow_redirects=False) as answer:
+                assert (answer.status, await answer.read()) == (200, data)
+                assert not {"Location", "Last-Modified"} & set(answer.headers)
+        finally:
+            twin.kill()
 
 
 @pytest.mark.parametrize("stored", ["s3"], indirect=True)

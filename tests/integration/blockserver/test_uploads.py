@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 import metaserver.main
+from metaserver.model.write import MAX_NAMED_BLOCKS
 from tests.integration.blockserver.client import BlockClient
 from tests.integration.blockserver.servers import REPOSITORY, ServerProcess, Stack, reserved_ports
 from tests.integration.blockserver.uploads import Draft, Refused, Uploader
@@ -159,13 +160,29 @@ async def test_versions_follow_one_another(ada: Uploader):
     assert added.info.details == {"id": one.file_id, "rev": one.version, "version": one.version}
     two = await ada.upload(second, original_version=one.version)
     assert (two.file_id, two.version != one.version) == (one.file_id, True)
-    lost = await refusal(ada.upload(Draft.random(name="doc"), original_version=one.version, autorename=True))
+    lost = await refusal(ada.upload(Draft.random(name="doc"), original_version=one.version))
     assert (lost.code, lost.info.details["version"]) == ("conflict/file", two.version)
-    # The same content at the same place is no new version, whatever was expected.
+    # The same content at the same place is no new version; but a version that is named is held to.
     assert await ada.upload(second) == two
+    stale = await refusal(ada.upload(second, original_version=one.version))
+    assert (stale.code, stale.info.details["version"]) == ("conflict/file", two.version)
     await ada.user.ok(CreateFolder(path="/taken"))
     folder = await refusal(ada.upload(Draft.random(name="taken")))
     assert (folder.code, folder.info.details["version"]) == ("conflict/folder", None)
+    await ada.user.ok(Delete(path="/Doc"))
+    gone = await refusal(ada.upload(Draft.random(name="doc"), original_version=two.version))
+    assert (gone.status, gone.code, gone.info.details["version"]) == (409, "conflict/file", None)
+
+
+async def test_a_commit_names_the_first_of_its_absent_blocks(ada: Uploader):
+    for draft in (Draft.of_hashes(MAX_NAMED_BLOCKS), Draft.of_hashes(MAX_NAMED_BLOCKS + 1)):
+        session = await ada.open(draft.opening())
+        absent = await refusal(ada.commit(commit_body(session.upload_id, draft)))
+        assert (absent.status, absent.code) == (409, "blocks_absent")
+        assert absent.info.details == {
+            "hashes": draft.block_list[:MAX_NAMED_BLOCKS],
+            "count": len(draft.hashes),
+        }
 
 
 async def test_folders_by_id(ada: Uploader, bob: Uploader):
