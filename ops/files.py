@@ -16,7 +16,7 @@ PUBLIC = 0o644
 
 
 def write_file(path: Path, content: bytes, *, mode: int = PRIVATE) -> None:
-    """Replace a file as one step: a reader, or a power cut, meets the old content or the new."""
+    """Replace a file as one step, durably: a reader meets the old content or the new."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -25,6 +25,11 @@ def write_file(path: Path, content: bytes, *, mode: int = PRIVATE) -> None:
             file.flush()
             os.fsync(fd)
         Path(temporary).replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from ops.errors import OpsError, UsageError
-from ops.files import write_file
+from ops.files import locked, write_file
 from ops.postgres import make_password
 from ops.session import CONNECT_TIMEOUT_S
 from wire import faults
@@ -28,30 +28,31 @@ class PasswordRefused(OpsError):
     code = "password_refused"
 
 
-def rotate_password(dsn: str, passfile: Path) -> None:
+def rotate_password(name: str, dsn: str, passfile: Path) -> None:
     """Give the role of an address a new password, and the password file with it.
 
-    What is to become the file is noted beside it first: a run that was killed leaves no password unknown.
+    What is to become the password is noted beside the file first, under the server's name: a run that was
+    killed leaves no password unknown, and the next one for that server goes on with it.
 
     Raises:
         UsageError: the file has no line for this address.
-        PasswordRefused: neither file fits.
+        PasswordRefused: the server takes neither the password in the file nor the noted one.
     """
-    noted = passfile.with_name(passfile.name + ".next")
     address = conninfo_to_dict(dsn)
-    if not noted.exists():
-        lines = passfile.read_text().splitlines()
-        at = _line_of(lines, address)
-        lines[at] = lines[at].rpartition(":")[0] + ":" + make_password()
-        _write_like(noted, "\n".join(lines) + "\n", passfile)
-        faults.fault_point("ops.passwords.noted")
-    lines = noted.read_text().splitlines()
-    password = lines[_line_of(lines, address)].rpartition(":")[2]
-    if not _connects(dsn, noted):
-        _alter(dsn, passfile, password)
-    faults.fault_point("ops.passwords.altered")
-    noted.replace(passfile)
-    faults.fault_point("ops.passwords.replaced")
+    note = passfile.with_name(f"{passfile.name}.next.{name}")
+    with locked(passfile.with_name(f"{passfile.name}.lock")):
+        if not note.exists():
+            password = make_password()
+            _replaced(passfile, address, password)  # refuses before anything is noted
+            _write_like(note, password, passfile)
+            faults.fault_point("ops.passwords.noted")
+        password = note.read_text()
+        if not _connects(dsn, password):
+            _alter(dsn, passfile, password)
+        faults.fault_point("ops.passwords.altered")
+        _write_like(passfile, _replaced(passfile, address, password), passfile)
+        faults.fault_point("ops.passwords.replaced")
+        note.unlink()
 
 
 def _alter(dsn: str, passfile: Path, password: str) -> None:
@@ -69,16 +70,33 @@ def _alter(dsn: str, passfile: Path, password: str) -> None:
         raise PasswordRefused(f"cannot change the password: {str(error).strip()}") from error
 
 
-def _connects(dsn: str, passfile: Path) -> bool:
+def _connects(dsn: str, password: str) -> bool:
     try:
-        psycopg.connect(dsn, passfile=str(passfile), connect_timeout=CONNECT_TIMEOUT_S).close()
+        psycopg.connect(dsn, password=password, connect_timeout=CONNECT_TIMEOUT_S).close()
     except psycopg.OperationalError:
         return False
     return True
 
 
-def _line_of(lines: Sequence[str], address: Mapping[str, object]) -> int:
-    wanted = [str(address.get(name) or default) for name, default in _FIELDS]
+def _replaced(passfile: Path, address: Mapping[str, object], password: str) -> str:
+    """The file with a new password for a role of a server, whichever database it is for.
+
+    A line with `*` for the server or the role may be others' too: one for this address goes before it.
+    """
+    host, port, database, user = (str(address.get(name) or default) for name, default in _FIELDS)
+    lines = passfile.read_text().splitlines()
+    at = _line_of(lines, (host, port, database, user))
+    for number, line in enumerate(lines):
+        parts = line.split(":")
+        if len(parts) == 5 and (parts[0], parts[1], parts[3]) == (host, port, user):
+            lines[number] = ":".join([*parts[:4], password])
+    found = lines[at].split(":")
+    if (found[0], found[1], found[3]) != (host, port, user):
+        lines.insert(at, ":".join([host, port, "*", user, password]))
+    return "\n".join(lines) + "\n"
+
+
+def _line_of(lines: Sequence[str], wanted: Sequence[str]) -> int:
     for at, line in enumerate(lines):
         parts = line.split(":")
         if len(parts) == 5 and all(p in ("*", w) for p, w in zip(parts, wanted, strict=False)):

@@ -97,7 +97,7 @@ class Operation:
     def errors(self) -> list[type[ShardboxError]]:
         """What it can be refused with, by status and code."""
         # A body is refused before anybody looks whether the method takes one.
-        found = {BodyTooLarge, UnsupportedEncoding, *self.mark.errors}
+        found: set[type[ShardboxError]] = {BodyTooLarge, UnsupportedEncoding, *self.mark.errors}
         found |= {error for kind in self.kinds for error in kind.errors}
         if self.needs_token:
             found |= {Unauthenticated, DeviceRevoked, IdentityNotLinked, UpstreamUnavailable}

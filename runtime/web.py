@@ -210,12 +210,12 @@ class BaseHandler(BodyHandler):
             in_flight(self.application).leave()
 
     def on_finish(self) -> None:
-        """Count the request; log it when it failed on our side."""
+        """Count the request and log it: a warning when it failed on our side, info when it was refused."""
         status = self.get_status()
         elapsed_s = self.request.request_time()
         self.metrics.requests.labels(self.route, str(status)).inc()
         self.metrics.request_seconds.labels(self.route).observe(elapsed_s)
-        level = "warning" if status >= 500 else "debug"
+        level = "warning" if status >= 500 else "info" if status >= 400 else "debug"
         self.on_end()
         ms, remote = round(elapsed_s * 1e3, 2), self.request.remote_ip
         getattr(_log, level)("request", route=self.route, status=status, ms=ms, remote=remote)

@@ -121,7 +121,7 @@ def password(
     if path is None:
         raise UsageError("name the password file: --passfile")
     for name in names:
-        rotate_password(dsns[name], path)
+        rotate_password(name, dsns[name], path)
         say(f"{name} has a new password")
     show({"servers": names}, output, lambda: None)
 
