@@ -22,7 +22,8 @@ IDEMPOTENCY_KEY = Parameter(
     IDEMPOTENCY_HEADER,
     "header",
     Annotated[str, Meta(pattern=f"^[!-~]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}$")],
-    "The write acts once under this key, for 24 hours; a repeat gets the first answer.",
+    "The write acts once under this key, for 24 hours; a repeat gets the first answer, also that"
+    " of a write that found nothing to change. Where all operations were refused, no answer is kept.",
 )
 
 

@@ -17,7 +17,7 @@ from metaserver.services.access import AccessService, Who, require_write
 from metaserver.services.hints import HintQueue
 from metaserver.services.loading import Loader
 from metaserver.storage.block_rows import find_ready_sizes
-from metaserver.storage.journal import Append, KeepAnswer, append_journal
+from metaserver.storage.journal import Append, KeepAnswer, append_journal, keep_answer
 from metaserver.storage.namespaces import find_for_write
 from metaserver.storage.revs import list_times
 from runtime.bodies import TURN_BYTES
@@ -72,7 +72,8 @@ class WriteService:
         Args:
             caller: Whose token it is.
             operations: All on one namespace.
-            key: Idempotency key: a repeat gets the first answer, and does nothing.
+            key: Idempotency key: a repeat gets the first answer, and does nothing. Where all was refused no
+                answer is kept, and a repeat is a first request.
 
         Raises:
             TooManyEntries, BadRequest: none, too many, or in several namespaces.
@@ -130,7 +131,8 @@ class WriteService:
         at_us = max(self._clock(), row.modified_us)
         verdicts = await present_outcomes(tx.conn, write.ns_id, batch, outcomes, at_us)
         result = BatchResult(verdicts, batch.head)
-        if batch.rows:  # a request that changed nothing leaves nothing, no idempotency row either
+        keep = _keep_of(who, write, result)
+        if batch.rows:
             device = None if who.device_id is None else pack_device_id(who.device_id)
             add = Append(
                 write.ns_id,
@@ -144,8 +146,10 @@ class WriteService:
                 batch.grown_bytes,
                 batch.debts,
             )
-            await append_journal(tx.conn, add, _keep_of(who, write, result))
+            await append_journal(tx.conn, add, keep)
             faults.fault_point("metaserver.writes.written")
+        elif keep is not None:
+            await keep_answer(tx.conn, write.ns_id, keep)
         return result
 
 
@@ -220,6 +224,10 @@ async def present_outcomes(
 
 
 def _keep_of(who: Who, write: Write, result: BatchResult) -> KeepAnswer | None:
-    if write.key is None:
+    """What is kept of a write under its key; None without one, and where all was refused.
+
+    Also what succeeded without a change is kept: by the time of a repeat it might be one, of newer content.
+    """
+    if write.key is None or all(verdict.error is not None for verdict in result.verdicts):
         return None
     return KeepAnswer(who.account_id, write.key, write.digest, msgspec.msgpack.encode(result))

@@ -126,7 +126,15 @@ async def append_journal(conn: Connection, add: Append, keep: KeepAnswer | None)
             await conn.execute(_DEBTS, [add.ns_id, sorted(add.debts)])
         await conn.execute(_OUTBOX, [add.ns_id, add.head])
         if keep is not None:
-            await conn.execute(_KEEP, [add.ns_id, keep.account_id, keep.key, keep.digest, keep.answer])
+            await keep_answer(conn, add.ns_id, keep)
+
+
+async def keep_answer(conn: Connection, ns_id: NsId, keep: KeepAnswer) -> None:
+    """Remember the answer of a write for its repeat.
+
+    Tx: the namespace's lock is held.
+    """
+    await conn.execute(_KEEP, [ns_id, keep.account_id, keep.key, keep.digest, keep.answer])
 
 
 def _journal_arrays(rows: Sequence[JournalRow]) -> list[object]:

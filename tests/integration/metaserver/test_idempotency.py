@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.databases import FreshCluster
 from tests.support.services import Services, User, run_services
-from wire.api import BatchResult, CreateFolder, Delete, Move
+from wire.api import BatchResult, CreateFolder, Delete, Move, WriteMode
 from wire.errors import IdempotencyMismatch
 
 
@@ -65,11 +65,28 @@ async def test_keys_are_an_accounts_own(services: Services, fresh_cluster: Fresh
     assert (first.head, second.head) == (1, 2)
 
 
-async def test_a_request_that_changed_nothing_leaves_no_row(services: Services, fresh_cluster: FreshCluster):
+async def test_a_request_that_was_refused_leaves_no_row(services: Services, fresh_cluster: FreshCluster):
     user = await services.user()
-    await user.write(Delete(path="/nothing"), key="k")
+    await user.write(Delete(path="/nothing"), Delete(path="/nothing else"), key="k")
     with owner_of(user, fresh_cluster) as conn:
         assert conn.execute("SELECT count(*) FROM ns.idempotency").fetchone() == (0,)
+    assert (await user.write(CreateFolder(path="/d"), key="k")).head == 1
+
+
+async def test_a_repeat_of_what_changed_nothing_overwrites_nothing(services: Services):
+    user = await services.user()
+    other = await services.link(user.caller.account_id)
+    one = await user.put("/f", b"one", mode=WriteMode.OVERWRITE)
+    await user.ok(one)
+    operations = [one, Delete(path="/nothing")]
+    first = await user.write(*operations, key="k")
+    assert [v.changed if v.error is None else v.error.code for v in first.verdicts] == [False, "not_found"]
+    two = await other.ok(await other.put("/f", b"two", mode=WriteMode.OVERWRITE))
+
+    assert await user.write(*operations, key="k") == first
+    assert (await services.reads.get_metadata(user.caller, "/f")).rev == two.rev
+    with pytest.raises(IdempotencyMismatch):
+        await user.write(one, key="k")
 
 
 async def test_keys_expire_after_a_day_and_not_before(services: Services, fresh_cluster: FreshCluster):
