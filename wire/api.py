@@ -2,7 +2,8 @@
 
 Verbs and fields are Dropbox's where Dropbox has the same notion. Every request is a POST of JSON with
 `Authorization: Bearer <access token>`; a write may carry `Idempotency-Key` (1 to 64 printable ASCII
-characters), kept for 24 hours.
+characters), kept for 24 hours with the answer unless all was refused. A write with a field that is not known
+is refused (bad_request): it may be a condition, misspelt.
 """
 
 from enum import StrEnum
@@ -54,7 +55,9 @@ class WriteMode(StrEnum):
 # ---- Operations
 
 
-class CommitFile(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="commit"):
+class CommitFile(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="commit"
+):
     """Write a file: `blocks` in order, each ready in the namespace; `content_hash` is theirs.
 
     `path` is any form of `wire.names.parse_target`. `rev` is needed with mode update and refused otherwise.
@@ -71,14 +74,16 @@ class CommitFile(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag=
     strict_conflict: bool = False
 
 
-class CreateFolder(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="create_folder"):
+class CreateFolder(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="create_folder"
+):
     """Make a folder, and the missing ones above it."""
 
     path: Text
     autorename: bool = False
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="move"):
+class Move(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="move"):
     """Move or rename a file or folder; missing parents of `to_path` are made."""
 
     from_path: Text
@@ -86,7 +91,9 @@ class Move(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="move"
     autorename: bool = False
 
 
-class Delete(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="delete"):
+class Delete(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="delete"
+):
     """Delete a file or a folder with all below it.
 
     Refused with conflict/changed when a file is not at `parent_rev`, or a folder or anything live in it has
@@ -98,7 +105,7 @@ class Delete(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="del
     seen_jid: Count | None = None
 
 
-class Copy(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="copy"):
+class Copy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="copy"):
     """Copy a file, or a folder with all that lives in it; missing parents of `to_path` are made.
 
     Each copied file has a rev of its own, with the same content. A folder of more than 10,000 entries is
@@ -111,7 +118,9 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="copy"
     autorename: bool = False
 
 
-class Restore(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="restore"):
+class Restore(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="restore"
+):
     """Make a rev of a file its current content, as a new rev.
 
     A deleted file comes back as the entry that it was (the same id), at `path`; its missing parents are made.
@@ -169,7 +178,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorInfo | None = None
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Up to 1,000 operations on one namespace, one transaction; each has its verdict.
 
     An operation that fails does not undo the others. Later ones see what earlier ones did.
@@ -389,7 +398,7 @@ class AccessGranted(msgspec.Struct, frozen=True):
     expires_in: int
 
 
-class RevokeDevice(msgspec.Struct, frozen=True):
+class RevokeDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Unlink a device of the caller's account; None is the calling one."""
 
     device_id: str | None = None

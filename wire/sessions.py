@@ -41,7 +41,7 @@ MAX_METADATA_BLOCKS = 20_000
 """Of a block list in one answer, 1.3 MB; files/get_block_list has the rest."""
 
 
-class OpenUpload(msgspec.Struct, frozen=True, kw_only=True):
+class OpenUpload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Begin an upload, or with `upload_id` take one up again (the rest is then as it was at the beginning).
 
     `block_list` are the hashes of the file's blocks in order, where they are known yet.
@@ -82,7 +82,7 @@ class UploadSession(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-class CompleteBlocks(msgspec.Struct, frozen=True, kw_only=True):
+class CompleteBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """These have been put to their targets: verify them and make them ready."""
 
     upload_id: str
@@ -95,7 +95,7 @@ class CompleteResult(msgspec.Struct, frozen=True):
     blocks: list[PutVerdict]
 
 
-class CommitUpload(msgspec.Struct, frozen=True, kw_only=True):
+class CommitUpload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Make the file. A repeat with the same body gets the same answer.
 
     `parent_folder_id`, `file_size` and `checksum` may be left out: they are the session's. Another folder of

@@ -69,7 +69,7 @@ class WriteHandler(UserHandler):
         self._writes = writes
 
 
-class _RawBatch(msgspec.Struct, frozen=True):
+class _RawBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A Batch whose operations are still to be decoded."""
 
     entries: list[msgspec.Raw]

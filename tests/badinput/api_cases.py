@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import jwt
@@ -441,6 +442,46 @@ COMMITS = [
     post("two namespaces", "/v1/files/batch", lambda w: {"entries": [{"op": "create_folder", "path": "/a"}, {"op": "create_folder", "path": f"ns:{w.bob.ns_id}/a"}]}, *BAD),
 ]  # fmt: skip
 
+
+# ---- Fields that are not known: each may be a condition, misspelt
+
+
+def _misspelt(
+    path: str, body: Callable[[World], Json], *fields: str, server: str = "metaserver"
+) -> list[Case]:
+    """Requests that would act, but for one more field."""
+    return [
+        post(
+            f"an unknown field {field}",
+            path,
+            lambda w, field=field: body(w) | {field: None},
+            *BAD,
+            server=server,
+        )  # type: ignore[misc]
+        for field in fields
+    ]
+
+
+_SESSION = {"file_name": "x", "file_size": 0, "checksum": sha256(b"").hexdigest()}
+UNKNOWN_FIELDS = [
+    *_misspelt("/v1/files/delete", lambda _: {"path": "/of alice"}, "parent_revision", "seenJid", "if_rev"),
+    *_misspelt("/v1/files/commit", lambda w: _of(w.alice.data), "parent_rev", "strictConflict"),
+    *_misspelt("/v1/files/create_folder", lambda _: {"path": "/new"}, "auto_rename"),
+    *_misspelt("/v1/files/move", lambda _: {"from_path": "/of alice", "to_path": "/b"}, "parent_rev"),
+    *_misspelt("/v1/files/copy", lambda _: {"from_path": "/of alice", "to_path": "/b"}, "parent_rev"),
+    *_misspelt("/v1/files/restore", lambda w: {"path": "/of alice/again.txt", "rev": w.alice.file and w.alice.file.rev}, "parent_rev"),
+    *_misspelt("/v1/files/batch", lambda _: {"entries": [{"op": "create_folder", "path": "/new"}]}, "atomic"),
+    post("an unknown field of an entry", "/v1/files/batch", {"entries": [{"op": "create_folder", "path": "/new"}, {"op": "delete", "path": "/of alice", "parent_revision": "0" * 32}]}, *BAD),
+    post("another operation", "/v1/files/create_folder", {"path": "/new", "op": "delete"}, *BAD),
+    *_misspelt("/v1/devices/revoke", lambda w: {"device_id": w.alice.device.device_id}, "deviceId"),
+    post("an unknown field alone", "/v1/devices/revoke", lambda w: {"deviceId": w.alice.device.device_id}, *BAD),
+    *_misspelt("/files/upload_session", lambda _: dict(_SESSION), "uploadId", "parent_folder"),
+    *_misspelt("/files/commit", lambda w: {"upload_id": w.alice.upload_id, "block_list": []}, "originalVersion", "mode"),
+    *_misspelt("/blocks/complete", lambda w: {"upload_id": w.alice.upload_id, "hashes": ["0" * 64]}, "uploadId", server="blockserver"),
+    *(post(f"a block list like {value!r}", "/files/commit", lambda w, value=value: {"upload_id": w.alice.upload_id, "block_list": value}, *BAD) for value in (None, "x", {}, [1], [None], [["0" * 64]])),  # type: ignore[misc]
+    *(post(f"a block list like {value!r}", "/files/upload_session", {**_SESSION, "block_list": value}, *BAD) for value in ("x", {}, [1], [None], [["0" * 64]])),
+]  # fmt: skip
+
 LONG_TABLES = [*MALFORMED, *FIELDS, *INTERNAL]
-SHORT_TABLES = [*NAMES, *AUTHORIZATION, *CURSOR_CASES, *BLOCKS, *COMMITS]
+SHORT_TABLES = [*NAMES, *UNKNOWN_FIELDS, *AUTHORIZATION, *CURSOR_CASES, *BLOCKS, *COMMITS]
 CASES = [*LONG_TABLES, *SHORT_TABLES]
