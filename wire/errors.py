@@ -235,7 +235,7 @@ class MoveIntoItself(ShardboxError):
 
 
 class BlocksAbsent(ShardboxError):
-    """Blocks that the namespace does not hold ready; details.hashes lists them."""
+    """Blocks that the namespace does not hold ready: details.count, the first 1,000 in details.hashes."""
 
     code, status = "blocks_absent", 409
 

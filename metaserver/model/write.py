@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 from metaserver.model.changes import MAX_CHANGES_LOOKED_AT
 from metaserver.model.names import conflict_label
@@ -43,6 +44,9 @@ MAX_ROWS_PER_TX = 10_000
 MAX_COPIED_BLOCKS = 2**21
 """Blocks of the files that one batch copies or restores: 64 MiB of hashes for the journal, as many as a
 request that names them itself could bring; 8 TiB of files."""
+
+MAX_NAMED_BLOCKS = 1_000
+"""Absent blocks that a refusal names, as many as an answer has targets. All of the largest file's: 35 MB."""
 
 
 class Batch:
@@ -341,9 +345,10 @@ class Batch:
         self._copied_blocks += count
 
     def _check_blocks(self, request: CommitRequest) -> None:
-        absent = dict.fromkeys(block.hex() for block in request.blocks if block not in self._ready)
+        absent = dict.fromkeys(block for block in request.blocks if block not in self._ready)
         if absent:
-            raise BlocksAbsent(details={"hashes": list(absent)})
+            named = [block.hex() for block in islice(absent, MAX_NAMED_BLOCKS)]
+            raise BlocksAbsent(details={"hashes": named, "count": len(absent)})
         for index, block in enumerate(request.blocks):
             if self._ready[block] != block_size(request.content.size, index):
                 raise ContentMismatch(f"block {index} does not have the length that the size asks for")

@@ -7,6 +7,7 @@ Blocks are made ready by blockservers (services/blocks.py); until then a commit 
 end after any of its steps: the row that it leaves is taken up again by its upload_id, or expires.
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class SessionService:
             UploadSessionNotFound: expired, another account's, or never there.
             UploadSessionCommitted: committed with another request.
             ConflictRev, ConflictFolder, …: details.version is the current one, None where there is no file.
-            BlocksAbsent: details.hashes.
+            BlocksAbsent: details.hashes, details.count.
             ContentMismatch: size, checksum and blocks do not fit one another.
             NotFound, Forbidden, QuotaExceeded: as any write.
         """
@@ -216,6 +217,7 @@ class SessionService:
         plan = (await self._get(key)).plan
         # The decoded form has one spelling, and nothing of the request is left out.
         digest = sha256(msgspec.msgpack.encode(request)).digest()
+        await asyncio.sleep(0)
         write = await parse_write([self._operation(request, key, plan)], who, None)
 
         async def in_tx(tx: Tx) -> tuple[CommittedFile, BatchResult | None]:

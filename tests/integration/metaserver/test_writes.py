@@ -64,7 +64,7 @@ async def test_absent_blocks_are_listed(services: Services):
     operation = await other.put("/b", b"bob's")
     verdict = (await user.write(operation)).verdicts[0]
     assert verdict.error.code == "blocks_absent"
-    assert verdict.error.details == {"hashes": operation.blocks}
+    assert verdict.error.details == {"hashes": operation.blocks, "count": 1}
 
 
 async def test_moves(services: Services):
