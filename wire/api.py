@@ -383,7 +383,8 @@ class LinkedDevice(msgspec.Struct, frozen=True, kw_only=True):
 class RefreshAccess(msgspec.Struct, frozen=True, kw_only=True):
     """A new access token. The client stores `next_refresh_token` before it sends it.
 
-    The old token stays good until the next one is used; its use after that revokes the device.
+    The old token stays good until the next one is used; its use after that revokes the device, and so does
+    that of a next token which another one has displaced.
     """
 
     device_id: str

@@ -154,7 +154,7 @@ class DeviceService:
         """A new access token, and a promise to take `next_refresh_token` from now on.
 
         The old token stays good until the next one is used; its use after that revokes the device, as then
-        two parties hold the device's tokens.
+        two parties hold the device's tokens. So does the use of a next token that another one has displaced.
 
         Raises:
             InvalidRefreshToken: not one of the device's, or used up.

@@ -139,9 +139,12 @@ async def promote_next(conn: Connection, root_ns: NsId, device_id: DeviceId) -> 
 
 
 async def replace_next(conn: Connection, root_ns: NsId, token_hash: bytes, device_id: DeviceId) -> None:
-    """Remember what the client will send next; what it had announced before is forgotten."""
+    """Remember what the client will send next; what had been announced before counts as used up.
+
+    A client announces one token until it is taken: the displaced one may be the owner's, and this one stolen.
+    """
     await conn.execute(
-        "DELETE FROM ns.refresh_tokens"
+        "UPDATE ns.refresh_tokens SET state = 'u', since = now()"
         " WHERE ns_id = %s AND device_id = %s AND state = 'n' AND token_hash <> %s",
         [root_ns, device_id, token_hash],
     )

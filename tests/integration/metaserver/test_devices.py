@@ -150,8 +150,8 @@ async def test_another_next_token_takes_the_place_of_the_first(services: Service
     t1, t1b, t2 = token(), token(), token()
     await turn(services, device.device_id, t0, t1)
     await turn(services, device.device_id, t0, t1b)
-    with pytest.raises(InvalidRefreshToken):
-        await turn(services, device.device_id, t1, t2)
+    with pytest.raises(InvalidRefreshToken):  # it cannot be announced again
+        await turn(services, device.device_id, t0, t1)
     assert not await is_revoked(services, device.account_id)
     await turn(services, device.device_id, t1b, t2)
 
@@ -165,6 +165,23 @@ async def test_a_token_used_after_its_next_revokes_the_device(services: Services
     named = {"a new one": token(), "the next": t2, "the used": token()}[following]
     with pytest.raises(InvalidRefreshToken):
         await turn(services, device.device_id, t0, named)
+@pytest.mark.parametrize("is_taken", [True, False])
+async def test_a_thief_who_displaces_the_next_token_is_found_out(services: Services, is_taken: bool):
+    """The owner uses what had been announced, whether the thief's own next has been used by then or not."""
+    device, r0 = await linked(services)
+    r1, stolen, later = token(), token(), token()
+    await turn(services, device.device_id, r0, r1)
+    await turn(services, device.device_id, r0, stolen)
+    if is_taken:
+        await turn(services, device.device_id, stolen, later)
+    with pytest.raises(InvalidRefreshToken):
+        await turn(services, device.device_id, r1, token())
+    assert await is_revoked(services, device.account_id)
+    for held in (stolen, later)[: 1 + is_taken]:
+        with pytest.raises(DeviceRevoked):
+            await turn(services, device.device_id, held, token())
+
+
     assert await is_revoked(services, device.account_id)
     for current in (t1, t2):
         with pytest.raises(DeviceRevoked):
