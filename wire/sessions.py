@@ -98,6 +98,7 @@ class CompleteResult(msgspec.Struct, frozen=True):
 class CommitUpload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Make the file. A repeat with the same body gets the same answer.
 
+    Where the file is not at `original_version`, or has been deleted, it is a conflict.
     `parent_folder_id`, `file_size` and `checksum` may be left out: they are the session's. Another folder of
     the same namespace may be named, None is its root; size and checksum can only be repeated.
     """

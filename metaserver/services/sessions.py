@@ -267,6 +267,7 @@ class SessionService:
             client_modified=modified,
             mode=WriteMode.ADD if version is None else WriteMode.UPDATE,
             rev=version,
+            strict_conflict=version is not None,
         )
 
     # ---- Reading
