@@ -43,7 +43,7 @@ class LinkHandler(DeviceHandler):
     limit_bytes = SMALL_BODY_BYTES
     needs_token = False
 
-    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, InvalidRefreshToken, TooManyEntries)
+    @endpoint(LinkDevice, LinkedDevice, InvalidLinkCode, InvalidRefreshToken, DeviceRevoked, TooManyEntries)
     async def post(self) -> None:
         """Use a link code up."""
         self.answer(await self._devices.link(self.body_as(LinkDevice)))

@@ -84,6 +84,7 @@ class DeviceService:
 
         Raises:
             InvalidLinkCode: unknown, expired, or used by another request.
+            DeviceRevoked: the device that the request made has been unlinked.
             TooManyEntries: the account has as many devices as it may.
         """
         try:
@@ -102,6 +103,9 @@ class DeviceService:
             if code.device_id is not None:
                 if code.request_hash != request_hash:
                     raise InvalidLinkCode("the code has been used")
+                device = await rows.find_device(tx.conn, root_ns, code.device_id)
+                if device is None or device.revoked_at is not None:
+                    raise DeviceRevoked()
                 return account, code.device_id
             if code.is_expired:
                 raise InvalidLinkCode("the code has expired")

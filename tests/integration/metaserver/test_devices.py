@@ -117,6 +117,15 @@ async def test_a_repeat_outlives_the_code(services: Services, fresh_cluster: Fre
     assert (await services.devices.link(request)).device_id == first.device_id
 
 
+async def test_a_repeat_does_not_bring_an_unlinked_device_back(services: Services):
+    account = await services.accounts.create_account("ada@example.org", "Ada")
+    request = request_of(await services.devices.make_code(account.account_id))
+    first = await services.devices.link(request)
+    await services.devices.revoke(account.account_id, first.device_id)
+    with pytest.raises(DeviceRevoked):
+        await services.devices.link(request)
+
+
 # ---- Refresh tokens
 
 
@@ -156,15 +165,6 @@ async def test_another_next_token_takes_the_place_of_the_first(services: Service
     await turn(services, device.device_id, t1b, t2)
 
 
-@pytest.mark.parametrize("following", ["a new one", "the next", "the used"])
-async def test_a_token_used_after_its_next_revokes_the_device(services: Services, following: str):
-    device, t0 = await linked(services)
-    t1, t2 = token(), token()
-    await turn(services, device.device_id, t0, t1)
-    await turn(services, device.device_id, t1, t2)
-    named = {"a new one": token(), "the next": t2, "the used": token()}[following]
-    with pytest.raises(InvalidRefreshToken):
-        await turn(services, device.device_id, t0, named)
 @pytest.mark.parametrize("is_taken", [True, False])
 async def test_a_thief_who_displaces_the_next_token_is_found_out(services: Services, is_taken: bool):
     """The owner uses what had been announced, whether the thief's own next has been used by then or not."""
@@ -182,6 +182,15 @@ async def test_a_thief_who_displaces_the_next_token_is_found_out(services: Servi
             await turn(services, device.device_id, held, token())
 
 
+@pytest.mark.parametrize("following", ["a new one", "the next", "the used"])
+async def test_a_token_used_after_its_next_revokes_the_device(services: Services, following: str):
+    device, t0 = await linked(services)
+    t1, t2 = token(), token()
+    await turn(services, device.device_id, t0, t1)
+    await turn(services, device.device_id, t1, t2)
+    named = {"a new one": token(), "the next": t2, "the used": token()}[following]
+    with pytest.raises(InvalidRefreshToken):
+        await turn(services, device.device_id, t0, named)
     assert await is_revoked(services, device.account_id)
     for current in (t1, t2):
         with pytest.raises(DeviceRevoked):
