@@ -74,7 +74,9 @@ class Uploader:
         errors = await self._send_missing(wanted)
         results: list[Prepared | Failed] = []
         for job, result, _ in reads:
-            bad = errors.get(result.hashed.blocks[0]) if isinstance(result, Prepared) and job.size else None
+            # The blocks that were read, as the file may have another size now than when it was scanned.
+            blocks = result.hashed.blocks if isinstance(result, Prepared) else []
+            bad = next((errors[block] for block in blocks if block in errors), None)
             results.append(result if bad is None else Failed(job.id, bad.code, bad.message))
         return results
 

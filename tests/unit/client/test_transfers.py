@@ -16,7 +16,7 @@ from client.disk import fingerprint_of
 from client.download import DownloadJob, Fetched
 from client.transfer import Failed, failure
 from client.upload import WINDOW_BLOCKS, WINDOWS, Prepared, Uploader, UploadJob
-from wire.blocks import PutVerdict
+from wire.blocks import PutPackResult, PutVerdict
 from wire.errors import ShardUnavailable
 from wire.hashes import BLOCK_BYTES, BlockHash, block_hash, content_hash
 
@@ -80,6 +80,37 @@ async def test_a_refused_block_is_the_files_failure(tmp_path: Path) -> None:
     result = await Uploader(cast("Calls", slow), Counter()).run_big(job)
     assert isinstance(result, Failed)
     assert result.reason == "shard_unavailable"
+
+
+class Packed:
+    """Lacks all blocks; takes packs, and refuses one block."""
+
+    def __init__(self, refused: BlockHash):
+        self.refused = refused
+
+    async def ask_missing(self, hashes: list[BlockHash]) -> set[BlockHash]:
+        return set(hashes)
+
+    async def put_pack(self, pack: bytes) -> PutPackResult:
+        return PutPackResult([PutVerdict(hash=self.refused.hex(), error=ShardUnavailable().info())])
+
+
+async def test_files_that_were_emptied_or_filled_since_the_scan_are_judged_by_what_was_read(
+    tmp_path: Path,
+) -> None:
+    jobs: list[UploadJob] = []
+    for n, (before, after) in enumerate([("kept", "kept"), ("emptied", ""), ("", "filled")]):
+        path = tmp_path / f"f{n}"
+        path.write_text(before)
+        jobs.append(UploadJob(n, os.fsencode(path), fingerprint_of(path.stat())))
+        path.write_text(after)
+    calls = Packed(block_hash(b"filled"))
+    kept, emptied, filled = await Uploader(cast("Calls", calls), Counter()).run_group(jobs)
+    assert isinstance(kept, Prepared)
+    assert isinstance(emptied, Prepared)
+    assert emptied.hashed.blocks == []
+    assert isinstance(filled, Failed)
+    assert filled.reason == "shard_unavailable"
 
 
 async def test_a_file_that_shrinks_meanwhile_is_changing(tmp_path: Path) -> None:
