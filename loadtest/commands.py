@@ -39,7 +39,8 @@ class Cluster:
     """A running embedded cluster."""
 
     data_dir: Path
-    url: str
+    urls: list[str]
+    """Of the metaservers."""
     blockserver_url: str
     notifserver_url: str
 
@@ -51,6 +52,11 @@ class Cluster:
         """The pid of a process by its name."""
         found = next(p for p in self.ctl("dev", "status")["processes"] if p["name"] == process)
         return int(found["pid"])
+
+    @property
+    def url(self) -> str:
+        """One metaserver."""
+        return self.urls[0]
 
     def add_user(self, email: str, name: str) -> str:
         """A new account's id."""
@@ -74,9 +80,7 @@ def running_cluster(data_dir: Path | None, *, metaservers: int = 2) -> Iterator[
     try:
         run("shardctl", "dev", "up", "--metaservers", str(metaservers))
         status = run_json("shardctl", "dev", "status")
-        yield Cluster(
-            folder, status["metaserver_urls"][0], status["blockserver_url"], status["notifserver_url"]
-        )
+        yield Cluster(folder, status["metaserver_urls"], status["blockserver_url"], status["notifserver_url"])
     finally:
         if data_dir is None:
             subprocess.run([BIN / "shardctl", "dev", "reset", "--yes"], capture_output=True, check=False)

@@ -66,7 +66,7 @@ def _read_plan(environment: Environment, **_: Any) -> None:
     global _plan
     _plan = msgspec.json.decode(Path(os.environ[PLAN_VARIABLE]).read_bytes(), type=LoadPlan)
     _codes[:] = _plan.codes
-    environment.host = _plan.metaserver
+    environment.host = _plan.metaservers[0]
 
 
 class Refused(Exception):
@@ -193,9 +193,13 @@ class DeviceUser(FastHttpUser):
         hashes = [block for entry in entries if isinstance(entry.blocks, list) for block in entry.blocks]
         body = GetPack(ns_id=self.linked.root_ns, hashes=hashes)
         with self.asking("/v1/blocks/get_pack", body, server=_plan.blockserver) as answer:
+            missing = set(hashes)
             for frame in iter_frames(answer):
+                missing.discard(frame.hash.hex())
                 if frame.status is not FrameStatus.OK or block_hash(frame.data) != frame.hash:
                     raise Refused(f"a block came as {frame.status.name}")
+            if missing:
+                raise Refused(f"{len(missing)} blocks did not come")
 
     def ask(
         self, path: str, body: msgspec.Struct, answer: type[T], *, server: str = "", name: str | None = None
@@ -229,7 +233,7 @@ class DeviceUser(FastHttpUser):
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
         with self.client.request(
             "POST",
-            server + path,
+            (server or random.choice(_plan.metaservers)) + path,
             name=name or path,
             data=data,  # type: ignore[arg-type]  # bytes are sent as they are
             headers=sent,

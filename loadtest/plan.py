@@ -6,7 +6,7 @@ import msgspec
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`codes` are used up from the end; two that follow one another are of one account."""
 
-    metaserver: str
+    metaservers: list[str]
     blockserver: str
     notifserver: str
     codes: list[str]

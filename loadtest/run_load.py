@@ -41,7 +41,7 @@ def main() -> None:
 def make_plan(cluster: Cluster, users: int) -> LoadPlan:
     """Accounts and codes for so many devices."""
     return LoadPlan(
-        metaserver=cluster.url,
+        metaservers=cluster.urls,
         blockserver=cluster.blockserver_url,
         notifserver=cluster.notifserver_url,
         codes=make_codes(cluster, -(-users // DEVICES_PER_ACCOUNT), DEVICES_PER_ACCOUNT),

@@ -33,7 +33,7 @@ def plan(shared_cluster: DevCluster) -> LoadPlan:
     status = shared_cluster.status()
     os.environ["PGPASSFILE"] = status.passfile  # `own_passfile` cleans up
     return LoadPlan(
-        metaserver=status.metaserver_urls[0],
+        metaservers=status.metaserver_urls,
         blockserver=status.blockserver_url,
         notifserver=status.notifserver_url,
         codes=make_codes(status.directory_dsn, 3),
@@ -51,7 +51,7 @@ def test_devices_work_without_a_failed_request(plan: LoadPlan, tmp_path: Path, c
 
 def test_a_failed_request_fails_the_run(plan: LoadPlan, tmp_path: Path):
     broken = LoadPlan(
-        metaserver=plan.metaserver,
+        metaservers=plan.metaservers,
         blockserver=plan.blockserver,
         notifserver=plan.notifserver,
         codes=["1-unknown"],
