@@ -82,6 +82,8 @@ def list_backups(
 ) -> None:
     """List the base backups of all servers, and how far each can be brought. Needs no database."""
     root = folder_of(folder, data_dir)
+    if folder is not None and not root.is_dir():
+        raise NotFound(f"there is no folder {root}")
     shards = sorted(path.parent.name for path in root.glob("*/base"))
     reports = [
         report_of(backups, backup)
