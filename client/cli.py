@@ -4,12 +4,13 @@ Exit codes: 0 done, or in sync · 1 unexpected error · 2 wrong usage · 3 in sy
 for an answer (--allow-mass-delete) or entries that failed and are worth another try · 4 the servers did not
 answer · 5 the folder is not linked, is gone or is not itself · 6 another sync of the folder runs · 7 the
 device was unlinked on the server · 8 the link code is not good · 9 the folder is paused · 10 the server
-refused what was asked for.
+refused what was asked for · 130, 143 a sync without --watch was ended by SIGINT, SIGTERM.
 """
 
 import asyncio
 import contextlib
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ from client.state import State
 from client.status import Status, read_status
 from client.sync import NO_LIMIT, Options
 from wire.api import MAX_PAGE_ENTRIES
-from wire.errors import QuotaExceeded, ShardboxError, all_errors
+from wire.errors import DisallowedName, MalformedPath, ShardboxError, TooDeep
 from wire.faults import arm_from_environment
 
 __all__ = ["Exit", "app", "main"]
@@ -124,16 +125,23 @@ def sync(
         limit_down=_rate(limit_down),
     )
 
+    signals: list[signal.Signals] = []
+
     async def work() -> None:
-        stop_on_signals()
+        stop_on_signals(signals.append)
         await sync_folder(place, options, lambda runner: show_progress(runner, Console(stderr=True)))
 
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+    is_broken_off = False
+    try:
         run(work())
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        is_broken_off = not watch
     status = _print_status(place, output)
+    if is_broken_off:
+        raise typer.Exit(Exit.TERMINATED if signal.SIGTERM in signals else Exit.INTERRUPTED)
     if status.is_paused and not watch:
         raise typer.Exit(Exit.PAUSED)
-    if status.held_deletions or (status.pending.total and not watch and _is_retry_useful(status)):
+    if status.held_deletions or (not watch and is_work_left(status)):
         raise typer.Exit(Exit.LEFT)
 
 
@@ -184,13 +192,28 @@ def _ask_mass_delete(count: int, total: int) -> bool:
     return typer.confirm(question, default=False, err=True)
 
 
-_WORTH_ANOTHER_TRY = {"changing", "unreachable", "disk_full", "exclusion_waits", QuotaExceeded.code} | {
-    error.code for error in all_errors().values() if error.retryable
+_FOR_GOOD = {
+    "name_clash",
+    "name_too_long",
+    "not_empty",
+    "not_utf8",
+    "occupied",
+    "other_file_system",
+    "linked_folder_inside",
+    "path_too_long",
+    "special_file",
+    "symlink",
+    DisallowedName.code,
+    MalformedPath.code,
+    TooDeep.code,
 }
+"""What the next sync would leave alone again: somebody has to rename or move something."""
 
 
-def _is_retry_useful(found: Status) -> bool:
-    return any(x.reason in _WORTH_ANOTHER_TRY for x in found.skipped)
+def is_work_left(found: Status) -> bool:
+    """Whether entries are out of step that another sync may bring in step."""
+    reasons = {x.reason for x in found.skipped}
+    return found.pending.total > 0 and not (reasons and reasons <= _FOR_GOOD)
 
 
 def _print_status(place: Folder, output: Output) -> Status:

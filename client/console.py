@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sqlite3
 from collections.abc import Coroutine
 from enum import IntEnum, StrEnum
@@ -33,6 +34,8 @@ class Exit(IntEnum):
     BAD_CODE = 8
     PAUSED = 9
     REFUSED = 10
+    INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
 
 
 class Output(StrEnum):

@@ -48,9 +48,14 @@ async def sync_folder(place: Folder, options: Options, display: Display | None =
             place.unlock()
 
 
-def stop_on_signals() -> None:
-    """End the current task in good order on SIGTERM and SIGINT."""
+def stop_on_signals(note: Callable[[signal.Signals], None]) -> None:
+    """End the current task in good order on SIGTERM and SIGINT; `note` is told which it was."""
     task = asyncio.current_task()
     assert task is not None, "called in a task"
+
+    def stop(number: signal.Signals) -> None:
+        note(number)
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
