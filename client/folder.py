@@ -118,11 +118,13 @@ class Folder:
             raise FolderProblem(f"{self.path} is not the folder that it was")
 
     def lock(self) -> None:
-        """Keep other syncs out until this process ends.
+        """Keep other syncs out until this process ends; makes the folders for it, should they have gone.
 
         Raises:
             AlreadyRunning: somebody else holds the lock.
         """
+        for path in (self.tmp, self.trash):
+            os.makedirs(path, mode=0o700, exist_ok=True)
         handle = os.open(self.private + b"/lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

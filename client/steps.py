@@ -169,14 +169,21 @@ def finish_exchange(step: Step) -> Outcome:
     if not _is_same_body(step.source, step):
         exchange(step.source, step.target)
         return Outcome.CHANGED
-    os.rename(step.source, step.trash)
+    try:
+        _rename_to_trash(step.source, step.trash)
+    except OSError:
+        exchange(step.source, step.target)
+        raise
     fault_point("client.steps.replace_after")
     return Outcome.DONE
 
 
 def _replace_slowly(step: Step) -> Outcome:
     """Where two paths cannot be exchanged the place is empty for a moment; recover.py knows."""
-    os.rename(step.target, step.trash)
+    try:
+        _rename_to_trash(step.target, step.trash)
+    except FileNotFoundError:
+        return Outcome.CHANGED
     fault_point("client.steps.replace_exchanged")
     return finish_slowly(step)
 
@@ -190,6 +197,9 @@ def finish_slowly(step: Step) -> Outcome:
         rename_new(step.source, step.target)
     except FileExistsError:
         return Outcome.CHANGED
+    except OSError:
+        rename_new(step.trash, step.target)
+        raise
     fault_point("client.steps.replace_after")
     return Outcome.DONE
 
@@ -199,7 +209,7 @@ def _trash(step: Step) -> Outcome:
         return Outcome.CHANGED
     fault_point("client.steps.trash_before")
     try:
-        os.rename(step.source, step.trash)
+        _rename_to_trash(step.source, step.trash)
     except FileNotFoundError:
         return Outcome.CHANGED
     fault_point("client.steps.trash_after")
@@ -229,6 +239,15 @@ def _remove_folder(step: Step) -> Outcome:
     return Outcome.DONE
 
 
+def _rename_to_trash(source: bytes, target: bytes) -> None:
+    """Rename; a trash that somebody has removed is made again."""
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        os.rename(source, target)
+
+
 def _is_as_synced(path: bytes, step: Step) -> bool:
     found = look(path)
     return (
@@ -246,7 +265,8 @@ def _is_same_body(path: bytes, step: Step) -> bool:
 
 def flush_folders(steps: list[Step]) -> None:
     """Make what the steps did survive a power cut, before it is called synced."""
-    for folder in {os.path.dirname(path) for step in steps for path in (step.source, step.target) if path}:
+    paths = {path for step in steps for path in (step.source, step.target, step.trash) if path}
+    for folder in {os.path.dirname(path) for path in paths}:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             flush_folder(folder)
 

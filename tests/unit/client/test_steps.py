@@ -1,15 +1,18 @@
 """Disk steps on a real folder: compared before, compared after, and judged after a crash."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from client import steps
 from client.disk import exchange, look, rename_new
+from client.folder import Folder
 from client.model import Fingerprint
-from client.steps import Outcome, Step, StepKind, do_step
+from client.steps import Outcome, Step, StepKind, do_step, flush_folders
 
 
 def stat_of(path: Path) -> Fingerprint:
@@ -68,6 +71,61 @@ def test_without_exchange_the_same_comes_out(tmp_path: Path, monkeypatch: pytest
     step, target, temp, trash = replacement(tmp_path)
     assert do_step(step) is Outcome.DONE
     assert (target.read_text(), trash.read_text(), temp.exists()) == ("new", "old", False)
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_trash_that_has_gone_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    def refuse(one: bytes, other: bytes) -> None:
+        raise NotImplementedError
+
+    if not can_exchange:
+        monkeypatch.setattr(steps, "exchange", refuse)
+    step, target, _, _ = replacement(tmp_path)
+    trash = tmp_path / "trash"
+    assert do_step(msgspec.structs.replace(step, trash=os.fsencode(trash / "a"))) is Outcome.DONE
+    (trash / "a").unlink()
+    trash.rmdir()
+    removal = Step(
+        kind=StepKind.TRASH,
+        id=1,
+        source=os.fsencode(target),
+        trash=os.fsencode(trash / "b"),
+        expected=stat_of(target),
+    )
+    assert do_step(removal) is Outcome.DONE
+    assert [path.name for path in trash.iterdir()] == ["b"]
+    flush_folders([removal])
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_without_room_for_the_old_file_nothing_has_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    def refuse(one: bytes, other: bytes) -> None:
+        raise NotImplementedError
+
+    if not can_exchange:
+        monkeypatch.setattr(steps, "exchange", refuse)
+    step, target, temp, trash = replacement(tmp_path)
+    trash.mkdir()
+    (trash / "f").mkdir()
+    step = msgspec.structs.replace(step, trash=os.fsencode(trash / "f"))
+    with pytest.raises(OSError, match="directory"):
+        do_step(step)
+    assert (target.read_text(), temp.read_text()) == ("old", "new")
+
+
+def test_a_lock_brings_back_the_folders_of_the_client(tmp_path: Path) -> None:
+    place = Folder(tmp_path / "synced")
+    with contextlib.closing(place.create()):
+        folders = [Path(os.fsdecode(path)) for path in (place.tmp, place.trash)]
+        for folder in folders:
+            folder.rmdir()
+        place.lock()
+        place.unlock()
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
