@@ -1,11 +1,14 @@
 """How fast blocks may go up and down: one bucket each way, shared by all transfers."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 
 BURST_S = 0.5
 """What was not used for so long may be used at once: small files are not slowed down by a generous limit."""
+EXACT_S = 1e-4
+"""A wait shorter than this is none: sums of floats are not exact."""
 MIN_RATE = 8 * 2**10
 """Bytes per second; below that a request for a few blocks would outlive every server's patience."""
 SHARED_BY = 16
@@ -25,7 +28,11 @@ class Bucket:
     ):
         self._clock, self._sleep = clock, sleep
         self._rate: int | None = None
-        self._paid_until = 0.0
+        self._passed, self._passed_at = 0.0, 0.0
+        """Bytes that could have passed until a moment."""
+        self._promised = -math.inf
+        """How many must have passed for all that were asked for to be through."""
+        self._changed = asyncio.Event()
         self.granted = 0
         """Bytes so far, limited or not."""
 
@@ -35,18 +42,44 @@ class Bucket:
         return self._rate
 
     def set_rate(self, rate: int | None) -> None:
-        """From now on; who waits already waits as before."""
+        """From now on, for who waits already too."""
+        if rate == self._rate:
+            return
+        self._advance()
         self._rate = rate
+        if rate is None:
+            self._promised = -math.inf
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def take(self, count: int) -> None:
         """Return when so many bytes may pass."""
         if self._rate is not None:
-            now = self._clock()
-            # Everybody is given the stretch of time after the last one's.
-            self._paid_until = max(self._paid_until, now - BURST_S) + count / self._rate
-            if self._paid_until > now:
-                await self._sleep(self._paid_until - now)
+            # Everybody is given the stretch after the last one's.
+            self._promised = max(self._promised, self._advance() - BURST_S * self._rate) + count
+            due = self._promised
+            while (wait_s := self._wait_s(due)) > EXACT_S:
+                await self._pause(wait_s)
         self.granted += count
+
+    def _advance(self) -> float:
+        """Bytes that could have passed until now."""
+        now = self._clock()
+        self._passed += (now - self._passed_at) * (self._rate or 0)
+        self._passed_at = now
+        return self._passed
+
+    def _wait_s(self, due: float) -> float:
+        return 0.0 if self._rate is None else (due - self._advance()) / self._rate
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, until the rate changes at the longest."""
+        tasks = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._changed.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def extra_s(self, count: int) -> float:
         """How much longer than without a limit a request with so many bytes may take."""

@@ -24,8 +24,15 @@ class Time:
 
     async def sleep(self, seconds: float) -> None:
         woken = asyncio.Event()
-        heapq.heappush(self._sleepers, (self.now + seconds, next(self._count), woken))
-        await woken.wait()
+        sleeper = (self.now + seconds, next(self._count), woken)
+        heapq.heappush(self._sleepers, sleeper)
+        try:
+            await woken.wait()
+        except asyncio.CancelledError:
+            if sleeper in self._sleepers:
+                self._sleepers.remove(sleeper)
+                heapq.heapify(self._sleepers)
+            raise
 
     def wake_next(self) -> bool:
         if not self._sleepers:
@@ -90,6 +97,23 @@ async def test_without_a_rate_nobody_waits(clock: Time, bucket: Bucket) -> None:
     await bucket.take(10**12)
     assert clock.now == 1_000.0
     assert bucket.granted == 2 * 10**12
+
+
+@pytest.mark.parametrize(("rate", "until_s"), [(None, 0), (1_000_000, 1), (50_000, 20)])
+async def test_a_changed_rate_holds_for_who_waits_too(
+    clock: Time, bucket: Bucket, rate: int | None, until_s: int
+) -> None:
+    start = clock.now
+    bucket.set_rate(10_000)
+    sizes = (500_000 + int(10_000 * BURST_S), 500_000)
+    works = [asyncio.create_task(bucket.take(size)) for size in sizes]
+    await asyncio.sleep(0)
+    bucket.set_rate(rate)
+    async with asyncio.timeout(20):
+        await run_to_end(clock, *works)
+    assert clock.now - start == pytest.approx(until_s)
+    await bucket.take(0)
+    assert clock.now - start == pytest.approx(until_s), "and nobody pays for it later"
 
 
 async def test_bodies_and_answers_pass_piece_by_piece(clock: Time) -> None:
