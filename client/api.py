@@ -5,9 +5,11 @@ can help is retried here, until the patience of the call is at an end.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -107,26 +109,29 @@ class Api:
         deadline = time.monotonic() + patience_s
         attempt, refused = 0, None
         while True:
-            token = await self._token(request, refused)
-            url = servers.best()
-            wait_s: float | None = None
-            try:
-                return await self._send_once(url, request, token)
-            except Unauthenticated:
-                if token is None or refused is not None:
-                    raise
-                refused = token
-                continue
-            except ShardboxError as error:
-                if not error.retryable:
-                    raise
-                if error.status >= 500 and error.code in ("not_ready", "overloaded", "internal_error"):
+            waiting_since = time.monotonic()
+            async with _turn(request):
+                deadline += time.monotonic() - waiting_since
+                token = await self._token(request, refused)
+                url = servers.best()
+                wait_s: float | None = None
+                try:
+                    return await self._send_once(url, request, token)
+                except Unauthenticated:
+                    if token is None or refused is not None:
+                        raise
+                    refused = token
+                    continue
+                except ShardboxError as error:
+                    if not error.retryable:
+                        raise
+                    if error.status >= 500 and error.code in ("not_ready", "overloaded", "internal_error"):
+                        servers.avoid(url)
+                    wait_s = None if error.retry_after_s is None else float(error.retry_after_s)
+                    problem: Exception = error
+                except (TimeoutError, aiohttp.ClientError, OSError) as error:
                     servers.avoid(url)
-                wait_s = None if error.retry_after_s is None else float(error.retry_after_s)
-                problem: Exception = error
-            except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                servers.avoid(url)
-                problem = error
+                    problem = error
             refused = None
             is_free = (
                 wait_s is None and servers.has_fresh and isinstance(problem, aiohttp.ClientError | OSError)
@@ -168,6 +173,11 @@ class Api:
             if answer.status < 400:
                 return body
             raise parse_error(answer.status, body, answer.headers.get("Retry-After"))
+
+
+def _turn(request: Request) -> AbstractAsyncContextManager[None]:
+    # Before the head goes out: from then on the server's patience counts.
+    return contextlib.nullcontext() if request.up is None else request.up.turn()
 
 
 def _body_of(request: Request) -> bytes | AsyncIterator[bytes] | None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from client.limits import parse_rate
+from client.limits import MIN_RATE
 from client.state import State
 
 LOOK_S = 0.5
@@ -32,7 +32,8 @@ def put_setting(state: State, name: str, value: str | None) -> None:
 def find_limit(state: State, name: str) -> int | None:
     """A stored limit in bytes per second, None if there is none."""
     value = state.find_fact(f"setting.{name}")
-    return None if value is None else parse_rate(value)
+    # It may have been stored when less was allowed.
+    return None if value is None else max(MIN_RATE, int(value))
 
 
 class ControlWatch:

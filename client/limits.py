@@ -1,16 +1,17 @@
 """How fast blocks may go up and down: one bucket each way, shared by all transfers."""
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 BURST_S = 0.5
 """What was not used for so long may be used at once: small files are not slowed down by a generous limit."""
 EXACT_S = 1e-4
 """A wait shorter than this is none: sums of floats are not exact."""
-MIN_RATE = 8 * 2**10
-"""Bytes per second; below that a request for a few blocks would outlive every server's patience."""
+MIN_RATE = 48 * 2**10
+"""Bytes per second: a block of 4 MiB takes 85 s, and a server gives a body 120 (runtime/settings.py)."""
 SHARED_BY = 16
 """Requests that may share the line (session.CONNECTIONS): each is given the time that all of them need."""
 
@@ -33,6 +34,7 @@ class Bucket:
         self._promised = -math.inf
         """How many must have passed for all that were asked for to be through."""
         self._changed = asyncio.Event()
+        self._is_taken, self._freed = False, asyncio.Event()
         self.granted = 0
         """Bytes so far, limited or not."""
 
@@ -51,6 +53,21 @@ class Bucket:
             self._promised = -math.inf
         self._changed.set()
         self._changed = asyncio.Event()
+        self._free()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """While there is a rate one body at a time: sharing it, each would outlive the server's patience."""
+        while self._rate is not None and self._is_taken:
+            await self._freed.wait()
+        is_mine = self._rate is not None
+        self._is_taken = self._is_taken or is_mine
+        try:
+            yield
+        finally:
+            if is_mine:
+                self._is_taken = False
+                self._free()
 
     async def take(self, count: int) -> None:
         """Return when so many bytes may pass."""
@@ -61,6 +78,10 @@ class Bucket:
             while (wait_s := self._wait_s(due)) > EXACT_S:
                 await self._pause(wait_s)
         self.granted += count
+
+    def _free(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()
 
     def _advance(self) -> float:
         """Bytes that could have passed until now."""

@@ -129,7 +129,9 @@ class Uploader:
             else:
                 small[block] = data
         try:
-            for pack in _packs(small):
+            # Under a limit a pack takes no longer than a block.
+            max_bytes = MAX_PACK_BYTES if self._calls.up.rate is None else BLOCK_BYTES
+            for pack in _packs(small, max_bytes):
                 verdicts += (await self._calls.put_pack(pack)).blocks
                 fault_point("client.upload.pack_sent")
             verdicts += [await task for task in big]
@@ -156,13 +158,13 @@ class _BlockRefused(Exception):
         self.info = info
 
 
-def _packs(blocks: dict[BlockHash, bytes]) -> Iterable[bytes]:
+def _packs(blocks: dict[BlockHash, bytes], max_bytes: int) -> Iterable[bytes]:
     """As few packs as the limits allow."""
     parts: list[bytes] = []
     size = 0
     for block, data in blocks.items():
         added = FRAME_OVERHEAD_BYTES + len(data)
-        if parts and (len(parts) >= 2 * MAX_PACK_BLOCKS or size + added > MAX_PACK_BYTES):
+        if parts and (len(parts) >= 2 * MAX_PACK_BLOCKS or size + added > max_bytes):
             yield b"".join(parts)
             parts, size = [], 0
         parts += [format_frame_head(block, FrameStatus.OK, len(data)), data]

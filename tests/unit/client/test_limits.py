@@ -1,14 +1,20 @@
 """The token bucket, by a clock that only moves when somebody sleeps; and requests that go through it."""
 
 import asyncio
+import contextlib
 import heapq
 import itertools
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, web
 
 from client.api import PIECE_BYTES, Api, Request, Servers
+from client.control import find_limit, put_setting
+from client.folder import Folder
 from client.limits import BURST_S, MIN_RATE, Bucket, format_rate, parse_rate
+from runtime.settings import ServerSettings
+from wire.hashes import BLOCK_BYTES
 
 
 class Time:
@@ -149,13 +155,72 @@ async def test_bodies_and_answers_pass_piece_by_piece(clock: Time) -> None:
     assert clock.now - 1_000.0 >= len(body) / 500_000 - BURST_S
 
 
+async def test_a_body_has_the_whole_rate_to_itself(clock: Time) -> None:
+    up = Bucket(clock=clock.clock, sleep=clock.sleep)
+    up.set_rate(MIN_RATE)
+    lasted_s: list[float] = []
+
+    async def put(request: web.Request) -> web.Response:
+        began = clock.now
+        await request.read()
+        lasted_s.append(clock.now - began)
+        return web.Response()
+
+    app = web.Application(client_max_size=2**26)
+    app.router.add_put("/put", put)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    servers = Servers([f"http://127.0.0.1:{runner.addresses[0][1]}"])
+
+    async def drive() -> None:
+        while True:
+            await asyncio.sleep(0.001)
+            clock.wake_next()
+
+    driver = asyncio.create_task(drive())
+    try:
+        async with ClientSession() as session:
+            sent = Request(method="PUT", path="/put", body=bytes(BLOCK_BYTES), needs_token=False, up=up)
+            api = Api(session)
+            await asyncio.gather(*(api.send(servers, sent, patience_s=20) for _ in range(5)))
+    finally:
+        driver.cancel()
+        await runner.cleanup()
+    assert len(lasted_s) == 5
+    assert max(lasted_s) < 0.8 * ServerSettings.model_fields["body_timeout_s"].default
+
+
+async def test_who_waits_for_a_turn_goes_when_the_limit_is_lifted(bucket: Bucket) -> None:
+    bucket.set_rate(MIN_RATE)
+    has_gone = asyncio.Event()
+
+    async def go() -> None:
+        async with bucket.turn():
+            has_gone.set()
+
+    async with bucket.turn():
+        waiting = asyncio.create_task(go())
+        await asyncio.sleep(0)
+        assert not has_gone.is_set()
+        bucket.set_rate(None)
+        async with asyncio.timeout(20):
+            await waiting
+
+
+def test_a_limit_that_was_stored_when_less_was_allowed_is_raised(tmp_path: Path) -> None:
+    with contextlib.closing(Folder(tmp_path).create()) as state:
+        put_setting(state, "limit-up", "9000")
+        assert find_limit(state, "limit-up") == MIN_RATE
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [
         ("500k", 500_000),
         ("2M", 2_000_000),
         ("1.5m", 1_500_000),
-        ("8192", 8192),
+        ("49152", 49_152),
         ("none", None),
         ("2MB/s", 2_000_000),
     ],
@@ -165,7 +230,7 @@ def test_rates_are_read(text: str, rate: int | None) -> None:
     assert parse_rate(format_rate(rate)) == rate
 
 
-@pytest.mark.parametrize("text", ["fast", "", "8191", "-5M", "1T", "nan", "infm"])
+@pytest.mark.parametrize("text", ["fast", "", "49151", "-5M", "1T", "nan", "infm"])
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"rate|at least"):
         parse_rate(text)

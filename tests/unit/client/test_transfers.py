@@ -14,6 +14,7 @@ from client import download
 from client.calls import Calls
 from client.disk import fingerprint_of
 from client.download import DownloadJob, Fetched
+from client.limits import MIN_RATE, Bucket
 from client.transfer import Failed, failure
 from client.upload import WINDOW_BLOCKS, WINDOWS, Prepared, Uploader, UploadJob
 from wire.blocks import PutPackResult, PutVerdict
@@ -27,6 +28,7 @@ class Slow:
     """Takes blocks when it is told to, and counts those under way."""
 
     def __init__(self) -> None:
+        self.up = Bucket()
         self.gate = asyncio.Event()
         self.taken: set[BlockHash] = set()
         self.held = self.held_max = 0
@@ -85,14 +87,35 @@ async def test_a_refused_block_is_the_files_failure(tmp_path: Path) -> None:
 class Packed:
     """Lacks all blocks; takes packs, and refuses one block."""
 
-    def __init__(self, refused: BlockHash):
+    def __init__(self, refused: BlockHash | None = None):
         self.refused = refused
+        self.up = Bucket()
+        self.sizes: list[int] = []
 
     async def ask_missing(self, hashes: list[BlockHash]) -> set[BlockHash]:
         return set(hashes)
 
     async def put_pack(self, pack: bytes) -> PutPackResult:
+        self.sizes.append(len(pack))
+        if self.refused is None:
+            return PutPackResult([])
         return PutPackResult([PutVerdict(hash=self.refused.hex(), error=ShardUnavailable().info())])
+
+
+async def test_under_a_limit_a_pack_is_no_larger_than_a_block(tmp_path: Path) -> None:
+    jobs: list[UploadJob] = []
+    for n in range(11):
+        path = tmp_path / f"f{n}"
+        path.write_bytes(bytes([n]) * 600_000)
+        jobs.append(UploadJob(n, os.fsencode(path), fingerprint_of(path.stat())))
+    calls = Packed()
+    uploader = Uploader(cast("Calls", calls), Counter())
+    await uploader.run_group(jobs)
+    assert len(calls.sizes) == 1
+    calls.up.set_rate(MIN_RATE)
+    await uploader.run_group(jobs)
+    assert len(calls.sizes) == 3
+    assert max(calls.sizes[1:]) <= BLOCK_BYTES
 
 
 async def test_files_that_were_emptied_or_filled_since_the_scan_are_judged_by_what_was_read(
