@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import filterfalse, islice
 
 from metaserver.model.changes import MAX_CHANGES_LOOKED_AT
 from metaserver.model.names import conflict_label
@@ -345,7 +345,7 @@ class Batch:
         self._copied_blocks += count
 
     def _check_blocks(self, request: CommitRequest) -> None:
-        absent = dict.fromkeys(block for block in request.blocks if block not in self._ready)
+        absent = dict.fromkeys(filterfalse(self._ready.__contains__, request.blocks))
         if absent:
             named = [block.hex() for block in islice(absent, MAX_NAMED_BLOCKS)]
             raise BlocksAbsent(details={"hashes": named, "count": len(absent)})

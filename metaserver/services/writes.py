@@ -168,7 +168,10 @@ async def parse_write(operations: Sequence[Operation], who: Who, key: str | None
             byte_count = 0
             await asyncio.sleep(0)
         try:
-            ns_id, request = parse_operation(operation, who.root_ns)
+            if len(encoded) > TURN_BYTES:  # thousands of hashes: steps that others can come between
+                ns_id, request = await asyncio.to_thread(parse_operation, operation, who.root_ns)
+            else:
+                ns_id, request = parse_operation(operation, who.root_ns)
         except ShardboxError as error:
             parsed.append(error)
         else:
