@@ -187,7 +187,7 @@ def main() -> None:
     app()
 
 
-def _ask_mass_delete(count: int, total: int) -> bool:
+async def _ask_mass_delete(count: int, total: int) -> bool:
     question = f"{count} of {total} entries were deleted here. Delete them on the server too?"
     return typer.confirm(question, default=False, err=True)
 

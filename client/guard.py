@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from client.model import SendAction, SendDelete
 from client.trees import Trees
@@ -14,42 +14,62 @@ folder emptied by accident or by a disk that failed must not empty the other dev
 GUARD_WINDOW_S = 60.0
 """Deletions within a minute count together, as they may be seen piecemeal."""
 
-Ask = Callable[[int, int], bool]
+Ask = Callable[[int, int], Awaitable[bool]]
 """Asks a person whether so many of so many entries may be deleted."""
 
 
 class DeletionGuard:
-    """Holds deletions back until they have been answered for; one answer is good for the whole run."""
+    """Holds deletions back until they have been answered for; an answer is about what was asked."""
 
     def __init__(self, trees: Trees, *, is_allowed: bool, ask: Ask | None):
         self._trees, self._ask = trees, ask
-        self._answer: bool | None = True if is_allowed else None
+        self._is_allowed = is_allowed
+        self._answer: bool | None = None
+        self._allowed = 0
+        """Entries that were asked about and are not deleted yet."""
+        self._passed: dict[int, int] = {}
+        """What was let through and may not have been sent yet: entry → how many go with it."""
         self._deleted: deque[tuple[float, int]] = deque()
         self.held = 0
         """Entries whose deletion waits for an answer."""
 
-    def filter(self, sends: Iterable[SendAction]) -> list[SendAction]:
+    async def filter(self, sends: Iterable[SendAction]) -> list[SendAction]:
         """The actions without deletions that have to be answered for first."""
         sends = list(sends)
         remote = self._trees.remote
-        entries = sum(1 + sum(1 for _ in remote.below(x.id)) for x in sends if isinstance(x, SendDelete))
+        going = {x.id: 1 + sum(1 for _ in remote.below(x.id)) for x in sends if isinstance(x, SendDelete)}
+        recent = self._count_recent()
         self.held = 0
-        if not entries:
+        if self._answer is not None and not self._trees.count_gone_here():
+            self._answer = None
+        if not going:
             return sends
-        now = time.monotonic()
-        while self._deleted and self._deleted[0][0] < now - GUARD_WINDOW_S:
-            self._deleted.popleft()
-        recent = sum(count for _, count in self._deleted)
         # A plan need not hold all that is gone here: later plans are about the rest.
-        gone = max(entries, self._trees.count_gone_here())
+        gone = max(sum(going.values()), self._trees.count_gone_here())
         count, total = gone + recent, len(self._trees.synced) + recent
-        if count > max(GUARD_ENTRIES, GUARD_SHARE * total) and not self._may_delete(count, total):
+        if count > max(GUARD_ENTRIES, GUARD_SHARE * total) and not await self._may_delete(gone, count, total):
             self.held = gone
             return [x for x in sends if not isinstance(x, SendDelete)]
-        self._deleted.append((now, entries))
+        self._passed |= going
         return sends
 
-    def _may_delete(self, count: int, total: int) -> bool:
-        if self._answer is None and self._ask is not None:
-            self._answer = self._ask(count, total)
-        return bool(self._answer)
+    def _count_recent(self) -> int:
+        """Entries deleted within the last minute; a plan that was not sent to its end comes again."""
+        now = time.monotonic()
+        done = sum(self._passed.pop(x) for x in list(self._passed) if x not in self._trees.remote)
+        if done:
+            self._deleted.append((now, done))
+            self._allowed = max(0, self._allowed - done)
+        self._passed.clear()
+        while self._deleted and self._deleted[0][0] < now - GUARD_WINDOW_S:
+            self._deleted.popleft()
+        return sum(count for _, count in self._deleted)
+
+    async def _may_delete(self, gone: int, count: int, total: int) -> bool:
+        if self._is_allowed or self._ask is None:
+            return self._is_allowed
+        # While more is being deleted a few more are none to ask about.
+        is_covered = self._answer is False or gone <= self._allowed + GUARD_ENTRIES
+        if self._answer is None or not is_covered:
+            self._answer, self._allowed = await self._ask(count, total), gone
+        return self._answer

@@ -286,7 +286,7 @@ class Sync:
                 for action in plan.settle:
                     settle(trees, action)
             return True
-        sends = self._guard.filter(plan.send)
+        sends = await self._guard.filter(plan.send)
         self._start_jobs([*sends, *plan.hash, *plan.disk])
         has_acted = False
         ready = [x for x in plan.disk if not isinstance(x, Fetch) or x.id in self._fetched]
