@@ -108,7 +108,18 @@ def find_place(path: str, folder: Path | None) -> tuple[Folder, str]:
         relative = os.path.normpath(path or ".")
     if relative == ".." or relative.startswith("../"):
         raise typer.BadParameter(f"{path} leads out of {place.path}")
+    if not _is_utf8(relative):
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise typer.BadParameter(f"{shown} is not valid UTF-8: nothing on the server is called so")
     return place, "" if relative == "." else relative
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def remote_form(path: str) -> str:
