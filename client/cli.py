@@ -12,7 +12,6 @@ import contextlib
 import shutil
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,7 @@ from client.api import Unreachable
 from client.console import Exit, FolderArgument, Output, OutputOption, fail, find_folder, print_json, run
 from client.folder import Folder, FolderProblem
 from client.limits import parse_rate
-from client.progress import show_progress
+from client.progress import Terminal
 from client.remote import PAGE_ENTRIES
 from client.schema import WrongVersion
 from client.session import open_session, stop_on_signals, sync_folder
@@ -113,11 +112,11 @@ def sync(
 ) -> None:
     """Bring FOLDER and server in step."""
     place = find_folder(folder)
-    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    terminal = Terminal(Console(stderr=True), keyboard=0)
     options = Options(
         is_watching=watch,
         allow_mass_delete=allow_mass_delete,
-        ask_mass_delete=_ask_mass_delete if can_ask else None,
+        ask_mass_delete=terminal.ask_mass_delete if terminal.can_ask else None,
         poll_s=poll_timeout,
         page_entries=page_entries,
         give_up_s=give_up_after,
@@ -129,7 +128,7 @@ def sync(
 
     async def work() -> None:
         stop_on_signals(signals.append)
-        await sync_folder(place, options, lambda runner: show_progress(runner, Console(stderr=True)))
+        await sync_folder(place, options, terminal.show_progress)
 
     is_broken_off = False
     try:
@@ -185,11 +184,6 @@ def main() -> None:
     """The program."""
     arm_from_environment()
     app()
-
-
-async def _ask_mass_delete(count: int, total: int) -> bool:
-    question = f"{count} of {total} entries were deleted here. Delete them on the server too?"
-    return typer.confirm(question, default=False, err=True)
 
 
 _FOR_GOOD = {
