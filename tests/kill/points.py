@@ -17,7 +17,7 @@ import client.cli
 import metaserver.main
 import notifserver.main
 from loadtest.trees import read_tree
-from tests.kill.api import ApiDevice, Failed, empty_file
+from tests.kill.api import ApiDevice, Failed, empty_file, surely
 from tests.kill.course import Report, link_folder
 from tests.kill.load import run_client
 from tests.support.commands import CLIENT, run_command
@@ -193,8 +193,10 @@ class ServerPoints:
     async def _drive(self, token: Path) -> None:
         """Do everything that has a point until one of the servers has died of it."""
         for _ in range(5):
-            (self._folder / f"{secrets.token_hex(8)}.bin").write_bytes(os.urandom(2_000))
+            data = os.urandom(2_000)
+            (self._folder / f"{secrets.token_hex(8)}.bin").write_bytes(data)
             await asyncio.to_thread(run_client, self._folder)
+            await surely(lambda data=data: self._device.put_block(data))  # another account has it already
             await self._write()
             new = self._folder.parent / f"linked {secrets.token_hex(4)}"
             with contextlib.suppress(subprocess.CalledProcessError):
