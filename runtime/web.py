@@ -139,7 +139,7 @@ class BaseHandler(BodyHandler):
             decoder = _decoders[cls] = msgspec.json.Decoder(cls)
         try:
             result: _T = decoder.decode(self.body or b"{}")
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _not_readable(error) from error
         return result
 
@@ -151,7 +151,7 @@ class BaseHandler(BodyHandler):
         """
         try:
             return await decode_in_turns(items, msgspec.json.Decoder(kind))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _not_readable(error) from error
 
     def answer(self, value: msgspec.Struct, status: int = 200) -> None:
@@ -221,7 +221,8 @@ class BaseHandler(BodyHandler):
         getattr(_log, level)("request", route=self.route, status=status, ms=ms, remote=remote)
 
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a body may raise."""
 
 
 def _not_readable(error: Exception) -> BadRequest:
@@ -265,7 +266,7 @@ class InternalHandler(BaseHandler):
         """The msgpack body, decoded and validated."""
         try:
             return msgspec.msgpack.decode(self.body, type=cls)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _not_readable(error) from error
 
     def answer_packed(self, value: msgspec.Struct) -> None:

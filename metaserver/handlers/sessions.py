@@ -9,7 +9,7 @@ from metaserver.handlers.base import UserHandler
 from metaserver.services.sessions import SessionService
 from runtime.bodies import TURN_BYTES
 from runtime.openapi import Parameter, endpoint
-from runtime.web import InternalHandler
+from runtime.web import UNREADABLE, InternalHandler
 from wire.errors import (
     BadRequest,
     BlocksAbsent,
@@ -41,7 +41,6 @@ from wire.sessions import (
 
 MAX_BLOCK_LIST_BODY_BYTES = 36 * 2**20
 """The 524,287 hashes of the largest file, 67 bytes each, are 35.1 MB; names and ids come on top."""
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TEXTS = msgspec.json.Decoder(list[str])
 
 

@@ -63,25 +63,32 @@ def test_a_write_just_before_the_exchange_is_given_back(
     assert (target.read_text(), temp.read_text(), trash.exists()) == ("written meanwhile", "new", False)
 
 
-def test_without_exchange_the_same_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot exchange two paths."""
+
     def refuse(one: bytes, other: bytes) -> None:
         raise NotImplementedError
 
     monkeypatch.setattr(steps, "exchange", refuse)
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "no exchange"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """A file system that can, and one that cannot."""
+    if not request.param:
+        request.getfixturevalue("no_exchange")
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_without_exchange_the_same_comes_out(tmp_path: Path) -> None:
     step, target, temp, trash = replacement(tmp_path)
     assert do_step(step) is Outcome.DONE
     assert (target.read_text(), trash.read_text(), temp.exists()) == ("new", "old", False)
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_trash_that_has_gone_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
-) -> None:
-    def refuse(one: bytes, other: bytes) -> None:
-        raise NotImplementedError
-
-    if not can_exchange:
-        monkeypatch.setattr(steps, "exchange", refuse)
+@pytest.mark.usefixtures("either_way")
+def test_a_trash_that_has_gone_is_made_again(tmp_path: Path) -> None:
     step, target, _, _ = replacement(tmp_path)
     trash = tmp_path / "trash"
     assert do_step(msgspec.structs.replace(step, trash=os.fsencode(trash / "a"))) is Outcome.DONE
@@ -99,15 +106,8 @@ def test_a_trash_that_has_gone_is_made_again(
     flush_folders([removal])
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_without_room_for_the_old_file_nothing_has_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
-) -> None:
-    def refuse(one: bytes, other: bytes) -> None:
-        raise NotImplementedError
-
-    if not can_exchange:
-        monkeypatch.setattr(steps, "exchange", refuse)
+@pytest.mark.usefixtures("either_way")
+def test_without_room_for_the_old_file_nothing_has_happened(tmp_path: Path) -> None:
     step, target, temp, trash = replacement(tmp_path)
     trash.mkdir()
     (trash / "f").mkdir()
