@@ -53,6 +53,8 @@ MAX_FILES = 5
 """Saved at once."""
 MAX_FILE_BYTES = 100_000
 POLL_S = 30
+MAX_LOOKS = 10
+"""At the end, each while the account's other device may still write."""
 ERROR_PAUSE_S = 1.0
 """Before a device polls again after an error, which has been counted."""
 
@@ -93,13 +95,27 @@ class DeviceUser(FastHttpUser):
         self.token = self.linked.access_token
         self.files: dict[str, str] = {}
         """Path by id of the files that this device has made itself."""
-        listing = ListFolder(recursive=True, include_blocks=True)
-        self.page = self.ask("/v1/files/list_folder", listing, ListFolderResult)
+        self.tree: dict[str, Metadata] = {}
+        """What following has told, by id."""
+        self.take(self.list_whole())
         self.follower = gevent.spawn(self.follow)
 
     def on_stop(self) -> None:
-        """Stop following."""
+        """Stop following, and see whether it has told all."""
         self.follower.kill()
+        error: Refused | None = None
+        try:
+            self.compare()
+        except Refused as found:
+            error = found
+        self.environment.events.request.fire(
+            request_type="CHECK",
+            name="tree compared at the end",
+            response_time=0,
+            response_length=0,
+            exception=error,
+            context={},
+        )
 
     # ---- What a device does
 
@@ -157,14 +173,52 @@ class DeviceUser(FastHttpUser):
     def read_on(self) -> None:
         """The next page, and the blocks of the files in it that others have made."""
         request = ListFolderContinue(self.page.cursor)
-        self.page = self.ask("/v1/files/list_folder/continue", request, ListFolderResult)
+        self.take(self.ask("/v1/files/list_folder/continue", request, ListFolderResult))
         wanted = [
             entry for entry in self.page.entries if entry.tag is Tag.FILE and entry.id not in self.files
         ]
         if wanted:
             self.fetch(wanted)
 
+    def take(self, page: ListFolderResult) -> None:
+        """Bring the tree up to the page's cursor."""
+        self.page = page
+        if page.restarted:
+            self.tree.clear()
+        for entry in page.entries:
+            self.tree.pop(entry.id, None)
+            if entry.tag is not Tag.DELETED:
+                self.tree[entry.id] = entry
+
+    def compare(self) -> None:
+        """See that the tree is what a device would get that links now.
+
+        Raises:
+            Refused: it is not, though nobody else writes any more; or a request failed.
+        """
+        for _ in range(MAX_LOOKS):
+            while self.page.has_more:
+                self.read_on()
+            told = dict(self.tree)
+            page = self.list_whole()
+            found = {entry.id: entry for entry in page.entries}
+            while page.has_more:
+                page = self.ask(
+                    "/v1/files/list_folder/continue", ListFolderContinue(page.cursor), ListFolderResult
+                )
+                found |= {entry.id: entry for entry in page.entries}
+            if told == {name: entry for name, entry in found.items() if entry.tag is not Tag.DELETED}:
+                return
+            # The account's other device may have written in between.
+            self.read_on()
+        raise Refused(f"following has told of {len(self.tree)} entries, and a listing does not agree")
+
     # ---- Requests
+
+    def list_whole(self) -> ListFolderResult:
+        """The first page of all that the account has."""
+        listing = ListFolder(recursive=True, include_blocks=True)
+        return self.ask("/v1/files/list_folder", listing, ListFolderResult)
 
     def write(self, operations: list[Operation]) -> list[Metadata]:
         """The metadata of what became of each, none refused."""
