@@ -19,7 +19,7 @@ MAX_GRANT_CHARS = 8_192
 
 
 class UploadGrant(msgspec.Struct, frozen=True, array_like=True):
-    """What the holder may put: one block, or, without a hash, any block of up to `size` bytes."""
+    """What the holder may put: one block of `size` bytes, or without a hash what its session takes."""
 
     ns_id: NsId
     session_id: bytes

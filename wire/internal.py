@@ -78,6 +78,8 @@ class BeginUpload(msgspec.Struct, frozen=True):
     caller: Caller
     ns_id: NsId
     blocks: list[BeginBlock]
+    session_id: bytes | None = None
+    """The upload session by whose address they came, which bounds them; None: the caller's token."""
 
 
 class BegunBlock(msgspec.Struct, frozen=True, array_like=True):

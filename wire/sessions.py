@@ -72,7 +72,8 @@ class UploadSession(msgspec.Struct, frozen=True, kw_only=True):
 
     With a block list, `targets` has the absent blocks in their order, the first 1,000 of them; `has_more`:
     ask again when these are complete. `presigned_url` is the target of a file of one block, None if it is
-    there. Without a block list it is an address of a blockserver; `/<hash>` is appended for each block.
+    there. Without a block list it is an address of a blockserver; `/<hash>` is appended for each block,
+    of which it takes what a file of this size can have.
     """
 
     upload_id: str

@@ -13,12 +13,14 @@ from wire.blocks import PutVerdict
 from wire.errors import (
     BadRequest,
     BodyTooLarge,
+    ContentMismatch,
     Forbidden,
     HashMismatch,
     InvalidUploadUrl,
     StorageFull,
     TooManyEntries,
     UploadExpired,
+    UploadSessionCommitted,
     UploadSessionNotFound,
     error_from_info,
 )
@@ -91,7 +93,10 @@ class SignedUploadHandler(CallerHandler):
         PutVerdict,
         InvalidUploadUrl,
         HashMismatch,
+        ContentMismatch,
         Forbidden,
+        UploadSessionNotFound,
+        UploadSessionCommitted,
         UploadExpired,
         StorageFull,
         parameters=(
@@ -103,7 +108,9 @@ class SignedUploadHandler(CallerHandler):
         """Take a block of an upload session in; it is ready when this is answered."""
         if len(self.body) > self.grant.size:
             raise BodyTooLarge(f"the block has {self.grant.size} bytes")
-        verdict = await self.uploads.put_block(self.caller, self.grant.ns_id, self.hash, self.body)
+        verdict = await self.uploads.put_block(
+            self.caller, self.grant.ns_id, self.hash, self.body, session_id=self.grant.session_id
+        )
         if verdict.error is not None:
             raise error_from_info(verdict.error, status=500)
         self.answer(verdict)

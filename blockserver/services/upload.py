@@ -50,13 +50,20 @@ class UploadService:
         self._metrics = metrics
         self._mender = mender
 
-    async def put_block(self, caller: Caller, ns_id: NsId, name: BlockHash, data: Data) -> PutVerdict:
+    async def put_block(
+        self, caller: Caller, ns_id: NsId, name: BlockHash, data: Data, *, session_id: bytes | None = None
+    ) -> PutVerdict:
         """The verdict on one block."""
         frame = Frame(name, FrameStatus.OK, memoryview(data))
-        return (await self.put_pack(caller, ns_id, [frame]))[0]
+        return (await self.put_pack(caller, ns_id, [frame], session_id=session_id))[0]
 
-    async def put_pack(self, caller: Caller, ns_id: NsId, frames: Sequence[Frame]) -> list[PutVerdict]:
+    async def put_pack(
+        self, caller: Caller, ns_id: NsId, frames: Sequence[Frame], *, session_id: bytes | None = None
+    ) -> list[PutVerdict]:
         """One verdict per frame, in their order; a hash may come several times.
+
+        Args:
+            session_id: The upload session by whose address they came, which bounds them.
 
         Raises:
             ShardboxError: nothing is known of any of them: no right to the namespace, its shard or all
@@ -66,7 +73,7 @@ class UploadService:
         blocks = {
             frame.hash: frame.data for frame, problem in zip(frames, problems, strict=True) if not problem
         }
-        outcomes = await self._store(caller, ns_id, blocks) if blocks else {}
+        outcomes = await self._store(caller, ns_id, blocks, session_id) if blocks else {}
         fault_point("blockserver.upload.before_answer")
         self._metrics.uploaded.labels("mismatch").inc(sum(problem is not None for problem in problems))
         return [
@@ -75,12 +82,12 @@ class UploadService:
         ]
 
     async def _store(
-        self, caller: Caller, ns_id: NsId, blocks: Mapping[BlockHash, Data]
+        self, caller: Caller, ns_id: NsId, blocks: Mapping[BlockHash, Data], session_id: bytes | None
     ) -> dict[BlockHash, Outcome]:
         outcomes: dict[BlockHash, Outcome] = {}
         left = dict(blocks)
         for _ in range(TRIES):
-            outcomes |= await self._store_once(caller, ns_id, left)
+            outcomes |= await self._store_once(caller, ns_id, left, session_id)
             left = {name: data for name, data in left.items() if _is_overtaken(outcomes[name])}
             if not left:
                 break
@@ -88,11 +95,11 @@ class UploadService:
         return outcomes
 
     async def _store_once(
-        self, caller: Caller, ns_id: NsId, blocks: Mapping[BlockHash, Data]
+        self, caller: Caller, ns_id: NsId, blocks: Mapping[BlockHash, Data], session_id: bytes | None
     ) -> dict[BlockHash, Outcome]:
         fault_point("blockserver.upload.before_begin")
         asked = [BeginBlock(name, len(data)) for name, data in blocks.items()]
-        begun = dict(zip(blocks, await self._index.begin(caller, ns_id, asked), strict=True))
+        begun = dict(zip(blocks, await self._index.begin(caller, ns_id, asked, session_id), strict=True))
         fault_point("blockserver.upload.after_begin")
         outcomes: dict[BlockHash, Outcome] = {
             name: step.error or _unexplained("begin")

@@ -39,9 +39,12 @@ class BlockIndex:
     def __init__(self, metaservers: ServiceClient):
         self._metaservers = metaservers
 
-    async def begin(self, caller: Caller, ns_id: NsId, blocks: Sequence[BeginBlock]) -> list[BegunBlock]:
-        """Steps 1 and 2a, in the order of `blocks`, which are distinct."""
-        request = BeginUpload(caller, ns_id, list(blocks))
+    async def begin(
+        self, caller: Caller, ns_id: NsId, blocks: Sequence[BeginBlock], session_id: bytes | None = None
+    ) -> list[BegunBlock]:
+        """Steps 1 and 2a, in the order of `blocks`, which are distinct; of an upload session, if they came by
+        its address."""
+        request = BeginUpload(caller, ns_id, list(blocks), session_id)
         answer = await self._metaservers.call(
             "/internal/blocks/begin", request, BeginResult, timeout_s=CALL_TIMEOUT_S
         )

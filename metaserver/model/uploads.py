@@ -1,6 +1,6 @@
 """What an upload session is told, as values that fit one another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wire.errors import ContentMismatch
 from wire.hashes import (
@@ -58,3 +58,15 @@ def sizes_of(blocks: Sequence[BlockHash], size: int) -> dict[BlockHash, int]:
             raise ContentMismatch("the last block, which is shorter, has come before")
         sizes[blocks[-1]] = last
     return sizes
+
+
+def check_lengths(counts: Mapping[int, int], size: int) -> None:
+    """That a file can have so many distinct blocks of these lengths in bytes.
+
+    Raises:
+        ContentMismatch: it cannot.
+    """
+    full_count, last = divmod(size, BLOCK_BYTES)
+    may_have = {BLOCK_BYTES: full_count, last: 1}
+    if any(count > may_have.get(length, 0) for length, count in counts.items()):
+        raise ContentMismatch(f"a file of {size} bytes has {full_count} full blocks, and one of {last} bytes")

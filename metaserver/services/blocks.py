@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from metaserver.model.uploads import check_lengths
 from metaserver.services.access import AccessService, Who, require_read, require_write
 from metaserver.storage.block_rows import (
     Claim,
@@ -18,9 +19,18 @@ from metaserver.storage.block_rows import (
 )
 from metaserver.storage.listing import NamespaceReader
 from metaserver.storage.namespaces import find_level
+from metaserver.storage.sessions import SessionKey, TargetRow, count_targets, ensure_targets, lock_session
+from sharding.pool import Connection
 from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
-from wire.errors import MalformedId, ShardboxError, TooManyEntries, UploadExpired
+from wire.errors import (
+    MalformedId,
+    ShardboxError,
+    TooManyEntries,
+    UploadExpired,
+    UploadSessionCommitted,
+    UploadSessionNotFound,
+)
 from wire.hashes import BLOCK_BYTES, DIGEST_BYTES, BlockHash
 from wire.ids import NsId, slot_of_digest, system_ns
 from wire.internal import (
@@ -63,6 +73,8 @@ class BlockService:
 
         Raises:
             NotFound, Forbidden: no right to write to the namespace.
+            UploadSessionNotFound, UploadSessionCommitted: the session that they came by is no longer open.
+            ContentMismatch: its file cannot have them.
             ShardUnavailable: the namespace's own shard does not answer.
         """
         _check_batch([block.hash for block in request.blocks])
@@ -71,6 +83,9 @@ class BlockService:
 
         async def pend(tx: Tx) -> dict[BlockHash, tuple[bool, bytes]]:
             require_write(await find_level(tx.conn, request.ns_id, who.account_id))
+            if request.session_id is not None:
+                key = SessionKey(request.ns_id, request.session_id, who.account_id)
+                await _admit_to_session(tx.conn, key, request.blocks)
             rows = await ensure_pending(tx.conn, request.ns_id, fresh)
             return {found: (row.is_ready, row.claim_id) for found, row in rows.items()}
 
@@ -195,6 +210,21 @@ def _check_batch(hashes: Sequence[BlockHash]) -> None:
         raise TooManyEntries(f"at most {MAX_INTERNAL_BLOCKS} blocks at once")
     if any(len(block) != DIGEST_BYTES for block in hashes) or len(set(hashes)) != len(hashes):
         raise MalformedId("hashes are distinct and have 32 bytes")
+
+
+async def _admit_to_session(conn: Connection, key: SessionKey, blocks: Sequence[BeginBlock]) -> None:
+    """Take blocks of an open session as its targets, which are as many as its file can have."""
+    session = await lock_session(conn, key)
+    if session is None:
+        raise UploadSessionNotFound()
+    if session.commit_digest is not None:
+        raise UploadSessionCommitted()
+    at_us = await get_clock_us(conn)
+    fresh = [TargetRow(block.hash, new_generation(at_us), block.size) for block in blocks]
+    there = await ensure_targets(conn, key, fresh, oldest_generation=b"")
+    # Those that were given out one by one need no count, which reads them all.
+    if any(there[row.hash] == row for row in fresh):
+        check_lengths(await count_targets(conn, key), session.plan.file_size)
 
 
 def _checked_size(block: BeginBlock) -> int:

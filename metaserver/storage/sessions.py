@@ -208,6 +208,16 @@ async def ensure_targets(
     return {row[0]: TargetRow(row[0], row[1], row[2]) for row in await cursor.fetchall()}
 
 
+async def count_targets(conn: Connection, key: SessionKey) -> dict[int, int]:
+    """How many targets a session has, by the length of the block."""
+    cursor = await conn.execute(
+        "SELECT size, count(*) FROM ns.upload_targets WHERE ns_id = %s AND session_id = %s GROUP BY size",
+        [key.ns_id, key.session_id],
+        binary=True,
+    )
+    return dict(await cursor.fetchall())
+
+
 @dataclass(frozen=True, slots=True)
 class FileRow:
     """A file, or a folder, which has no rev. `level` is the asker's, None for a stranger."""

@@ -409,7 +409,7 @@ async def test_the_commit_holds_the_session_to_its_word(ada: Uploader, bob: Uplo
     draft, other = Draft.random(), Draft.random()
     session = await ada.open(draft.opening(told=False))
     await ada.put_to(f"{session.presigned_url}/{draft.block_list[0]}", draft.blocks[0])
-    await ada.put_to(f"{session.presigned_url}/{other.block_list[0]}", other.blocks[0])
+    await ada.send(other, await ada.open(other.opening()))
     body = commit_body(session.upload_id, draft)
     for fields in (
         {"block_list": other.block_list},
@@ -498,6 +498,70 @@ async def test_an_address_is_good_for_its_block_alone(ada: Uploader):
     assert await code(ada.put_to(f"{open_url}/{draft.block_list[0]}", os.urandom(BLOCK_BYTES + 1))) == (
         "body_too_large"
     )
+
+
+async def test_an_open_address_takes_what_the_file_can_have(ada: Uploader):
+    draft = Draft(os.urandom(2 * BLOCK_BYTES + 5))
+    session = await ada.open(draft.opening(told=False))
+
+    async def put(data: bytes) -> None:
+        await ada.put_to(f"{session.presigned_url}/{block_hash(data).hex()}", data)
+
+    async def is_refused(data: bytes) -> bool:
+        return await code(put(data)) == "content_mismatch"
+
+    assert await is_refused(os.urandom(6))
+    assert await is_refused(os.urandom(BLOCK_BYTES - 1))
+    for block in (draft.blocks[2], draft.blocks[0], draft.blocks[0], draft.blocks[1]):
+        await put(block)
+        assert (await is_refused(os.urandom(5))) is True
+    assert await is_refused(os.urandom(BLOCK_BYTES))
+    # What it was refused has left nothing behind, and what it took may come again.
+    for block in draft.blocks:
+        await put(block)
+    await ada.commit(commit_body(session.upload_id, draft))
+
+
+async def test_of_many_at_once_an_address_takes_as_many_as_the_file_has(ada: Uploader, other: ServerProcess):
+    blocks = [os.urandom(5_000) for _ in range(8)]
+    session = await ada.open(Draft.random(5_000).opening(told=False))
+    ends = await asyncio.gather(
+        *(ada.put_to(f"{session.presigned_url}/{block_hash(data).hex()}", data) for data in blocks),
+        return_exceptions=True,
+    )
+    assert sorted(end.code for end in ends if isinstance(end, Refused)) == ["content_mismatch"] * 7
+
+
+async def test_wrong_blocks_do_not_keep_the_right_ones_out(ada: Uploader):
+    draft = Draft.random()
+    session = await ada.open(draft.opening(told=False))
+    wrong = os.urandom(draft.size)
+    await ada.put_to(f"{session.presigned_url}/{block_hash(wrong).hex()}", wrong)
+    assert (
+        await code(ada.put_to(f"{session.presigned_url}/{draft.block_list[0]}", draft.blocks[0]))
+        == "content_mismatch"
+    )
+    await ada.send(draft, await ada.open(draft.opening(upload_id=session.upload_id)))
+    await ada.commit(commit_body(session.upload_id, draft))
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_an_address_ends_with_its_session(ada: Uploader, told: bool):
+    for end in ("committed", "expired"):
+        draft = Draft.random()
+        session = await ada.open(draft.opening(told=told))
+        url = session.presigned_url if told else f"{session.presigned_url}/{draft.block_list[0]}"
+        assert url is not None
+        await ada.put_to(url, draft.blocks[0])
+        _, session_id = parse_upload_id(session.upload_id)
+        if end == "committed":
+            await ada.commit(commit_body(session.upload_id, draft))
+            expected = (409, "upload_session_committed")
+        else:
+            sql(ada, "UPDATE ns.upload_sessions SET expires_at = now() WHERE session_id = %s", session_id)
+            expected = (404, "upload_session_not_found")
+        refused = await refusal(ada.put_to(url, draft.blocks[0]))
+        assert (refused.status, refused.code) == expected
 
 
 async def test_nobody_else_makes_an_address(ada: Uploader):

@@ -1,12 +1,13 @@
 """What upload sessions are told."""
 
 import os
+from contextlib import nullcontext
 
 import msgspec
 import pytest
 
 from metaserver.handlers.sessions import MAX_BLOCK_LIST_BODY_BYTES
-from metaserver.model.uploads import parse_blocks, parse_content, sizes_of
+from metaserver.model.uploads import check_lengths, parse_blocks, parse_content, sizes_of
 from wire.errors import ContentMismatch
 from wire.hashes import BLOCK_BYTES, MAX_FILE_BLOCKS, MAX_FILE_BYTES, block_hash, content_hash
 from wire.names import MAX_NAME_CHARS
@@ -39,6 +40,26 @@ def test_blocks_come_once_with_their_lengths():
     assert sizes_of([], 0) == {}
     with pytest.raises(ContentMismatch):
         sizes_of([A, A], BLOCK_BYTES + 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "fits"),
+    [
+        (0, {}, True),
+        (0, {1: 1}, False),
+        (5, {5: 1}, True),
+        (5, {5: 2}, False),
+        (5, {4: 1}, False),
+        (5, {BLOCK_BYTES: 1}, False),
+        (BLOCK_BYTES, {BLOCK_BYTES: 1}, True),
+        (BLOCK_BYTES, {BLOCK_BYTES: 2}, False),
+        (2 * BLOCK_BYTES + 5, {BLOCK_BYTES: 2, 5: 1}, True),
+        (2 * BLOCK_BYTES + 5, {BLOCK_BYTES: 3}, False),
+    ],
+)
+def test_a_file_has_blocks_of_two_lengths(size: int, counts: dict[int, int], fits: bool):
+    with nullcontext() if fits else pytest.raises(ContentMismatch):
+        check_lengths(counts, size)
 
 
 def test_a_list_fits_its_size_and_checksum():
