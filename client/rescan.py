@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 
 from client.disk import rename_new
@@ -29,6 +30,8 @@ class Rescan:
         self._is_whole_due = True
         self._folders: set[bytes] = set()
         self._problems: dict[bytes, tuple[str, str]] = {}
+        self.whole_s = 0.0
+        """How long the last look at everything took."""
 
     @property
     def is_due(self) -> bool:
@@ -79,7 +82,7 @@ class Rescan:
 
     async def _look(self, folders: set[bytes] | None) -> set[bytes] | None:
         """Look at some folders, or at all; gives what to look at next (None: all, an empty set: nothing)."""
-        trees = self._state.trees
+        trees, began = self._state.trees, time.monotonic()
         known = None if folders is None else {_nearest_known(trees, folder) for folder in folders}
         await asyncio.to_thread(self._folder.check)
         lister = Lister(self._folder.root)
@@ -94,6 +97,8 @@ class Rescan:
         with self._state.tx("scan"):
             matcher.finish(contents)
             self._take_problems(matcher, lister, renamed, is_whole=known is None)
+        if known is None:
+            self.whole_s = time.monotonic() - began
         further = {_nearest_known(trees, folder) for folder in matcher.doubts} - (known or set())
         return known | further if known is not None and further else set()
 

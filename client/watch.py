@@ -6,10 +6,11 @@ Hints are never believed in detail: they only say where to look.
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from watchfiles import Change, awatch
+from watchfiles import Change, awatch, watch
 from watchfiles.main import FileChange
 
 from client.api import Unreachable, backoff_s
@@ -29,8 +30,14 @@ LOOK_AGAIN_S = (0.2, 1.5)
 """A folder that has just appeared or been renamed has no watches below it until the watching library has come
 round to it; what changes there meanwhile gives no event. So it is looked at again, later too: on a busy
 machine the library comes late."""
-POLL_DISK_S = 10.0
-"""Where the system gives no (more) watches, the whole folder is looked at this often."""
+PROBE_S = 10.0
+"""How often to ask for one watch more (half a millisecond): the watching library leaves out folders that get
+none, and does not say so. The whole folder is looked at this often then."""
+LOOK_S = 600.0
+"""The whole folder is looked at this often in any case: events get lost without a word, by a queue that
+overflows and on network file systems."""
+LOOK_SHARE = 0.02
+"""Such looks take at most this share of the time: 100,000 files, which take 5 s, are looked at each 250 s."""
 
 
 class DiskWatch:
@@ -43,15 +50,59 @@ class DiskWatch:
         self.trouble: str | None = None
 
     async def run(self) -> None:
-        """Turn events into wishes to look."""
+        """Turn events into wishes to look, and look at everything now and then."""
         while True:
+            watching = asyncio.create_task(self._watch())
             try:
-                await self._watch()
-            except OSError as error:
-                self.trouble = f"cannot watch the folder ({error}); looking at it every {POLL_DISK_S:.0f} s"
-            await asyncio.sleep(POLL_DISK_S)
-            self._rescan.want_all()
+                # By its first pause it has all its watches; what changed before gave no event.
+                await asyncio.sleep(0)
+                self._want_all()
+                await self._look_beside(watching)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+
+    async def _look_beside(self, watching: asyncio.Task[None]) -> None:
+        """Look at everything now and then, until a watch that is not whole is worth making anew."""
+        is_blind, looked_at = False, time.monotonic()
+        while True:
+            problem = _find_failure(watching) or await asyncio.to_thread(self._find_shortage)
+            is_blind = is_blind or problem is not None
+            pause_s = max(PROBE_S if is_blind else LOOK_S, self._rescan.whole_s / LOOK_SHARE)
+            if problem is not None:
+                self._tell(f"cannot watch every folder ({problem}); looking at all every {pause_s:.0f} s")
+            elif not is_blind:
+                self._tell(None)
+            await asyncio.sleep(PROBE_S)
+            if time.monotonic() < looked_at + pause_s:
+                continue
+            if is_blind and (problem is None or watching.done()):
+                return
+            self._want_all()
+            looked_at = time.monotonic()
+
+    def _find_shortage(self) -> str | None:
+        """Why the system would not watch one folder more."""
+        probe = watch(self._root, step=1, rust_timeout=1, yield_on_timeout=True, recursive=False)
+        try:
+            next(probe)
+        except OSError as error:
+            return _reason(error)
+        except RuntimeError:
+            # There are too many watchers, but ours is one of them.
+            return None
+        finally:
+            probe.close()
+        return None
+
+    def _tell(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
             self._wake()
+
+    def _want_all(self) -> None:
+        self._rescan.want_all()
+        self._wake()
 
     async def _watch(self) -> None:
         async for changes in awatch(
@@ -62,7 +113,6 @@ class DiskWatch:
             recursive=True,
             ignore_permission_denied=True,
         ):
-            self.trouble = None
             folders = {folder for change in changes if (folder := self._folder_of(change)) is not None}
             if len(changes) >= MANY_EVENTS:
                 self._rescan.want_all()
@@ -93,6 +143,21 @@ class DiskWatch:
         if path == self._root:
             return b""
         return os.fsencode(os.path.dirname(path)[len(self._root) + 1 :])
+
+
+def _find_failure(watching: asyncio.Task[None]) -> str | None:
+    """Why the watching library has given up; what it never raises is raised."""
+    error = watching.exception() if watching.done() else None
+    if error is not None and not isinstance(error, OSError | RuntimeError | ExceptionGroup):
+        raise error
+    return None if error is None else _reason(error)
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    # The rest is the library's own notation of path and kind.
+    return str(error).partition(" about [")[0].rstrip(".")
 
 
 class ServerWatch:
