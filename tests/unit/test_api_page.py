@@ -102,6 +102,12 @@ def test_what_needs_a_token_can_be_refused_for_its_lack(document):
             assert {"invalid_access_token", "device_revoked"} <= codes, path
 
 
+def test_a_signed_address_can_be_refused_as_its_caller_can():
+    answers = DOCUMENTS["blockserver"]["paths"]["/v1/uploads/{grant}/{hash}"]["put"]["responses"]
+    assert error_codes(answers["401"]) == {"invalid_access_token", "device_revoked"}
+    assert error_codes(answers["403"]) == {"identity_not_linked", "invalid_upload_url", "forbidden"}
+
+
 def test_who_is_to_come_again_is_told_when(document):
     for path, _, operation in operations(document):
         for status in {"429", "503", "507"} & operation["responses"].keys():
