@@ -121,19 +121,22 @@ class Sync:
             GaveUp: no answer from the servers (never when watching).
         """
         self._start_transfers()
-        tasks = [asyncio.create_task(self._control_watch.run())]
+        works = [self._loop(), self._control_watch.run()]
         if self._options.is_watching:
-            tasks += [
-                asyncio.create_task(self._disk_watch.run()),
-                asyncio.create_task(self._server_watch.run()),
-            ]
+            works += [self._disk_watch.run(), self._server_watch.run()]
+        tasks = [asyncio.create_task(work) for work in works]
         try:
-            await self._loop()
+            # What can pass the watches sit out themselves. One that ends takes the sync with it: whoever
+            # started it sees that, but nobody would miss a change that is not noticed any more.
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
-            await self._close_transfers()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close_transfers()
             with contextlib.suppress(sqlite3.OperationalError):
                 # On a full disk it stays unsaid; what ended the sync is what counts.
                 self._report("stopped")

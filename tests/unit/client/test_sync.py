@@ -1,5 +1,6 @@
 """The loop's own bookkeeping, on a real folder and a real state, without a server."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -63,3 +64,31 @@ async def test_what_was_read_before_the_last_look_is_past(place: Folder, state: 
     with state.tx("hashed"):
         sync._take_prepared(read_second)
     assert the_file(state).content == read_second.hashed.content
+
+
+@pytest.mark.parametrize("watch", ["_control_watch", "_disk_watch", "_server_watch"])
+async def test_a_watch_that_fails_ends_the_sync(
+    place: Folder, state: State, monkeypatch: pytest.MonkeyPatch, watch: str
+) -> None:
+    account = cast("Account", SimpleNamespace(calls=None, ns_id=0))
+    sync = Sync(place, state, account, Options(is_watching=True))
+    has_ended: list[str] = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            has_ended.append("one")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sync, "_loop", hang)
+    for name in ("_control_watch", "_disk_watch", "_server_watch"):
+        monkeypatch.setattr(getattr(sync, name), "run", fail if name == watch else hang)
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(20):
+            await sync.run()
+    assert len(has_ended) == 3, "nothing goes on"
+    assert state.find_fact("activity") == "stopped"
