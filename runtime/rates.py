@@ -1,4 +1,5 @@
-"""How often somebody may ask: a bucket per account, and one per address of those without a token.
+"""How often somebody may ask: a bucket per account, and one per address of those without a token, and of
+tokens that turn out not to be good.
 
 Each process keeps its own buckets: a cluster of n servers lets an account have n times the rate. That bounds
 what one account can do to a process, which is what it is for, and costs no look-up elsewhere.
@@ -21,6 +22,10 @@ BURST_PER_ACCOUNT = 2_000
 STRANGERS_PER_ADDRESS_S = 50.0
 """A device refreshes its token once an hour: enough for 180,000 devices behind one address, or one proxy."""
 STRANGERS_BURST = 500
+FORGED_PER_ADDRESS_S = 50.0
+"""Tokens that were verified in vain: half a percent of a processor. A device that was away shows one that has
+expired, then refreshes it."""
+FORGED_BURST = 500
 MAX_BUCKETS = 100_000
 """Of some 200 bytes; beyond it whoever asked least recently is forgotten, and begins with a full bucket."""
 
@@ -47,15 +52,27 @@ class RateLimiter:
         Raises:
             TooManyRequests: the bucket is empty; `retry_after_s` is when there will be something in it.
         """
+        self._take(key, self._interval_s)
+
+    def check(self, key: str) -> None:
+        """Refuse as `take` would; count nothing."""
+        self._take(key, 0)
+
+    def _take(self, key: str, cost_s: float) -> None:
         now = self._clock()
         full_at = max(self._full_at.pop(key, now), now)
         wait_s = full_at + self._interval_s - self._burst_s - now
         is_allowed = wait_s <= 1e-9  # sums of fractions of a second are not exact
-        self._full_at[key] = full_at + self._interval_s if is_allowed else full_at
+        self._full_at[key] = full_at + cost_s if is_allowed else full_at
         if len(self._full_at) > MAX_BUCKETS:
             del self._full_at[next(iter(self._full_at))]
         if not is_allowed:
             raise TooManyRequests(retry_after_s=max(1, math.ceil(wait_s)))
+
+
+def forged_tokens() -> RateLimiter:
+    """For verifying tokens."""
+    return RateLimiter(FORGED_PER_ADDRESS_S, FORGED_BURST)
 
 
 def _accounts() -> RateLimiter:

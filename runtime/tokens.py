@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import OKPAlgorithm
 
 from runtime.oidc import DEFAULT_LEEWAY_S, OidcVerifier, read_issuers
+from runtime.rates import RateLimiter, forged_tokens
 from runtime.settings import VerifyingSettings
 from wire.errors import Unauthenticated
 from wire.ids import AccountId, DeviceId
@@ -107,12 +108,18 @@ class TokenVerifier:
     """Tells who holds a token. What the holder may do is decided by the metaserver's access service alone."""
 
     def __init__(
-        self, keys: bytes, *, leeway_s: float = DEFAULT_LEEWAY_S, outside: OidcVerifier | None = None
+        self,
+        keys: bytes,
+        *,
+        leeway_s: float = DEFAULT_LEEWAY_S,
+        outside: OidcVerifier | None = None,
+        forged: RateLimiter | None = None,
     ):
-        """`outside`: verifies the tokens of other issuers."""
+        """`outside`: verifies the tokens of other issuers. `forged`: how often in vain, for an address."""
         self._keys = _public_keys(keys)
         self._leeway_s = leeway_s
         self._outside = outside
+        self._forged = forged_tokens() if forged is None else forged
         self._remembered: dict[bytes, _Remembered] = {}
 
     def replace_keys(self, keys: bytes) -> None:
@@ -124,11 +131,12 @@ class TokenVerifier:
         self._keys = _public_keys(keys)
         self._remembered.clear()  # a token of a key that has been taken out must not live on
 
-    async def verify(self, authorization: str | None) -> Caller:
-        """The caller of an Authorization header.
+    async def verify(self, authorization: str | None, address: str | None = None) -> Caller:
+        """The caller of an Authorization header, which came from an address.
 
         Raises:
             Unauthenticated: no bearer token, or one that is expired or of no issuer that we know.
+            TooManyRequests: too many such have come from there for another one to be looked at.
             UpstreamUnavailable: the keys of its issuer are not to be had.
         """
         scheme, _, token = (authorization or "").partition(" ")
@@ -139,11 +147,19 @@ class TokenVerifier:
         if known is not None and known.expires_at > time.time() and known.still_holds():
             return known.caller
         self._remembered.pop(digest, None)
-        verified = await self._verify(token)
+        verified = await self._verify_rated(token, address or "")
         if len(self._remembered) >= _REMEMBERED_TOKENS:
             self._remembered.clear()
         self._remembered[digest] = verified
         return verified.caller
+
+    async def _verify_rated(self, token: str, address: str) -> _Remembered:
+        self._forged.check(address)
+        try:
+            return await self._verify(token)
+        except Unauthenticated:
+            self._forged.take(address)
+            raise
 
     async def _verify(self, token: str) -> _Remembered:
         try:

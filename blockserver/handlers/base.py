@@ -52,7 +52,7 @@ class CallerHandler(BaseHandler):
         Raises:
             Unauthenticated: no access token, or one that is expired or not ours.
         """
-        return await self.verifier.verify(self.request.headers.get("Authorization"))
+        return await self.verifier.verify(self.request.headers.get("Authorization"), self.request.remote_ip)
 
     def check_head(self) -> None:
         """What a subclass can tell before the body; raises domain errors."""

@@ -48,7 +48,9 @@ class UserHandler(BaseHandler):
         if not self.needs_token:
             self.owner = self.request.remote_ip
             return
-        self._caller = await self._verifier.verify(self.request.headers.get("Authorization"))
+        self._caller = await self._verifier.verify(
+            self.request.headers.get("Authorization"), self.request.remote_ip
+        )
         self.owner, self.is_stranger = owner_of(self._caller), False
 
     def caller(self) -> Caller:

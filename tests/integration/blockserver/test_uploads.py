@@ -18,6 +18,8 @@ import pytest
 
 import metaserver.main
 from metaserver.model.write import MAX_NAMED_BLOCKS
+from runtime.rates import FORGED_BURST, FORGED_PER_ADDRESS_S
+from runtime.tokens import TokenIssuer, generate_keys
 from tests.integration.blockserver.client import BlockClient
 from tests.integration.blockserver.servers import REPOSITORY, ServerProcess, Stack, reserved_ports
 from tests.integration.blockserver.uploads import Draft, Refused, Uploader
@@ -607,6 +609,29 @@ async def test_an_address_acts_for_its_caller(ada: Uploader, bob: Uploader):
     url = format_upload_url(ada.stack.blockserver.url, grant, ada.stack.service_keys)
     assert await code(ada.put_to(f"{url}/{draft.block_list[0]}", draft.blocks[0])) == "not_found"
     await wait_until(is_refused, "the revocation", timeout_s=10)
+
+
+@pytest.mark.parametrize("kind", ["metaserver", "blockserver"])
+async def test_an_address_that_forges_tokens_is_told_to_wait(ada: Uploader, kind: str):
+    server: ServerProcess = getattr(ada.stack, kind)
+    path = {"metaserver": "/v1/account/usage", "blockserver": f"/v1/blocks/{'0' * 64}?ns=1"}[kind]
+    forged = {"Authorization": f"Bearer {TokenIssuer(generate_keys()[0]).issue(ada.user.caller)}"}
+
+    async def ask(http: aiohttp.ClientSession, headers: dict[str, str]) -> tuple[int, str | None]:
+        async with http.get(server.url + path, headers=headers) as answer:
+            return answer.status, answer.headers.get("Retry-After")
+
+    elsewhere = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
+    async with aiohttp.ClientSession(connector=elsewhere) as http:
+        known, _ = await ask(http, ada.auth)
+        begun, refused_count = time.monotonic(), 0
+        while (found := await ask(http, forged)) == (401, None):
+            refused_count += 1
+        assert found == (429, "1")
+        most = FORGED_BURST + FORGED_PER_ADDRESS_S * (time.monotonic() - begun) + 1
+        assert FORGED_BURST <= refused_count <= most
+        assert (await ask(http, ada.auth))[0] == known
+    assert (await ask(ada.stack.http, forged))[0] == 401
 
 
 async def test_only_servers_ask_what_servers_ask(ada: Uploader):

@@ -48,6 +48,17 @@ def test_retry_after_is_when_there_will_be_something():
     assert count_allowed(limiter)[0] == 1
 
 
+def test_to_check_takes_nothing():
+    limiter = RateLimiter(0.1, 3, Clock())
+    for _ in range(10):
+        limiter.check("a")
+    assert count_allowed(limiter) == (3, 10)
+    with pytest.raises(TooManyRequests) as refused:
+        limiter.check("a")
+    assert refused.value.retry_after_s == 10
+    limiter.check("b")
+
+
 def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rates, "MAX_BUCKETS", 3)
     limiter = RateLimiter(1, 1, Clock())
