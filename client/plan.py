@@ -229,14 +229,17 @@ class _Planner:
         else:
             has_parent = here.parent == ROOT or here.parent in self.remote
             holder = self.remote.child(here.parent, here.name) if has_parent else None
-        if not has_parent:
+        if here.kind is Kind.FOLDER and (has_parent or self._is_only_kept(here)):
+            self._depart_folder(here, holder)
+        elif has_parent:
+            self._depart_file(here, holder)
+        else:
             self.plan.waiting[here.id] = {here.parent}
             if here.kind is Kind.FILE:
                 self._add_send(SendFile(here.id, is_ready=False))
-        elif here.kind is Kind.FOLDER:
-            self._depart_folder(here, holder)
-        else:
-            self._depart_file(here, holder)
+
+    def _is_only_kept(self, here: LocalNode) -> bool:
+        return here.is_kept and not self.removals.has_company(here.id)
 
     def _decide_above(self, here: LocalNode) -> None:
         """Decide on the new folders above, the uppermost first: a tree may be deeper than Python's stack."""
@@ -248,7 +251,7 @@ class _Planner:
         r = self.remote.get(holder) if holder is not None else None
         if r is not None and r.kind is Kind.FOLDER and r.id not in self.local:
             self.plan.settle.append(Adopt(here.id, r.id))
-        elif here.is_kept and not self.removals.has_company(here.id):
+        elif self._is_only_kept(here):
             if not self.local.has_children(here.id):
                 self.plan.disk.append(RemoveFolder(here.id))
         elif r is None and self.hidden.child(here.parent, here.name) is not None:
