@@ -33,7 +33,8 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
     service_keys = keys.ring("service", settings.service_keys_file)
     metaservers = ServiceClient(settings.metaserver_urls, service_keys, ca_file=settings.ca_file)
     await stack.enter_async_context(metaservers)
-    index = BlockIndex(metaservers)
+    rates = make_rates(settings)
+    index = BlockIndex(metaservers, rates.owners)
     upload_budget = ByteBudget(settings.block_upload_memory_bytes)
     download_budget = ByteBudget(settings.block_download_memory_bytes)
     block_metrics.held_bytes.labels("upload").set_function(lambda: upload_budget.used_bytes)
@@ -63,7 +64,7 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
             direct=direct,
             upload_budget=upload_budget,
             download_budget=download_budget,
-            rates=make_rates(settings),
+            rates=rates,
         )
     )
 

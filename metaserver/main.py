@@ -47,7 +47,8 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     await router.open()
     transactions = Transactions(router, metrics.registry)
     linking = read_linking_issuers(settings.oidc_issuers_file)
-    access = AccessService(transactions, IdentityService(transactions, linking))
+    rates = make_rates(settings)
+    access = AccessService(transactions, IdentityService(transactions, linking), rates.owners)
     client = await stack.enter_async_context(
         ServiceClient(settings.notifserver_urls, service_keys, ca_file=settings.ca_file)
     )
@@ -88,7 +89,7 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             blocks=BlockService(transactions, access),
             heads=HeadService(router),
             bodies=Bodies(ByteBudget(settings.body_memory_bytes)),
-            rates=make_rates(settings),
+            rates=rates,
             usage=UsageService(transactions, access, settings.quota_bytes),
             sessions=SessionService(transactions, access, writes, targets, hints),
             urls={

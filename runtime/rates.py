@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import tornado.web
 
+from runtime.owners import Owners
 from wire.errors import TooManyRequests
-from wire.internal import Caller, DeviceCaller
 
 REQUESTS_PER_ACCOUNT_S = 500.0
 """A device that syncs flat out sends batches of up to 1,000 operations and packs of up to 1,000 blocks: some
@@ -85,20 +85,14 @@ def _strangers() -> RateLimiter:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The limiters of a process."""
+    """The limiters of a process, and whose bucket is taken from."""
 
     accounts: RateLimiter = field(default_factory=_accounts)
     strangers: RateLimiter = field(default_factory=_strangers)
+    owners: Owners = field(default_factory=Owners)
 
 
 def rates_of(app: tornado.web.Application) -> Rates:
     """The application's limiters."""
     found: Rates = app.settings["rates"]
     return found
-
-
-def owner_of(caller: Caller) -> str:
-    """Whose bucket and memory a caller takes from: an account's, or that of an outside identity."""
-    if isinstance(caller, DeviceCaller):
-        return caller.account_id
-    return f"{caller.issuer}\0{caller.subject}"

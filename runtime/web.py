@@ -16,6 +16,7 @@ from runtime.logs import get_log
 from runtime.metrics import CONTENT_TYPE, ServerMetrics
 from runtime.openapi import Raw, endpoint
 from runtime.proxies import find_client_address
+from runtime.rates import rates_of
 from wire.api import REQUEST_ID_HEADER
 from wire.errors import (
     BadRequest,
@@ -27,7 +28,7 @@ from wire.errors import (
     ShardboxError,
     Unauthenticated,
 )
-from wire.internal import INTERNAL_CONTENT_TYPE
+from wire.internal import INTERNAL_CONTENT_TYPE, Caller
 from wire.keys import KeyRing
 
 _log = get_log(__name__)
@@ -114,6 +115,10 @@ class BaseHandler(BodyHandler):
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
         self.set_header(REQUEST_ID_HEADER, self.request_id)
+
+    def owner_of(self, caller: Caller) -> str:
+        """Whose rate and memory a caller's request takes."""
+        return rates_of(self.application).owners.find(caller)
 
     def set_default_headers(self) -> None:
         """No banner, no sniffing, no caching of anything that is somebody's."""

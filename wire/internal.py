@@ -92,9 +92,10 @@ class BegunBlock(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BeginResult(msgspec.Struct, frozen=True):
-    """In the order of the request."""
+    """In the order of the request; and whose rate the caller takes, an account's."""
 
     blocks: list[BegunBlock]
+    owner: str | None = None
 
 
 class FinishBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -145,9 +146,10 @@ class BlockPlace(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LocateResult(msgspec.Struct, frozen=True):
-    """In the order of the request; None: this namespace has not got it ready."""
+    """In the order of the request; None: this namespace has not got it ready. And the caller's owner."""
 
     blocks: list[BlockPlace | None]
+    owner: str | None = None
 
 
 class AskHeads(msgspec.Struct, frozen=True):

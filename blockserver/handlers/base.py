@@ -2,7 +2,6 @@
 
 from runtime.metrics import ServerMetrics
 from runtime.openapi import Kind
-from runtime.rates import owner_of
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
 from wire.errors import (
@@ -43,7 +42,7 @@ class CallerHandler(BaseHandler):
     async def admit(self) -> None:
         """Find out who calls, and whether the address makes sense."""
         self.caller = await self.identify()
-        self.owner, self.is_stranger = owner_of(self.caller), False
+        self.owner, self.is_stranger = self.owner_of(self.caller), False
         self.check_head()
 
     async def identify(self) -> Caller:

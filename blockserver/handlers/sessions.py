@@ -7,7 +7,6 @@ from blockserver.handlers.base import CallerHandler
 from blockserver.services.direct import DirectService
 from blockserver.services.upload import UploadService
 from runtime.openapi import Parameter, Raw, endpoint
-from runtime.rates import owner_of
 from runtime.web import InternalHandler
 from wire.blocks import PutVerdict
 from wire.errors import (
@@ -80,7 +79,7 @@ class SignedUploadHandler(CallerHandler):
         """
         self.grant = parse_grant(self.path_args[0], self.service_keys, now_s=time.time())
         self.caller = self.grant.caller
-        self.owner, self.is_stranger = owner_of(self.caller), False
+        self.owner, self.is_stranger = self.owner_of(self.caller), False
         self.check_head()
 
     def check_head(self) -> None:

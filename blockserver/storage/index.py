@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+from runtime.owners import Owners
 from runtime.rpc import ServiceClient
-from wire.errors import UpstreamUnavailable
+from wire.errors import IdentityNotLinked, UpstreamUnavailable
 from wire.hashes import BlockHash
 from wire.ids import NsId
 from wire.internal import (
@@ -23,6 +24,7 @@ from wire.internal import (
 )
 
 _T = TypeVar("_T")
+_A = TypeVar("_A", BeginResult, LocateResult)
 
 CALL_TIMEOUT_S = 8.0
 """A shard that hangs is given up by the metaserver within 2 s, and a batch visits namespace and hashes one
@@ -36,8 +38,10 @@ class BlockIndex:
     UpstreamUnavailable when no metaserver answers; the outcome is unknown then.
     """
 
-    def __init__(self, metaservers: ServiceClient):
+    def __init__(self, metaservers: ServiceClient, owners: Owners | None = None):
+        """`owners` is told whose account a caller is found to have."""
         self._metaservers = metaservers
+        self._owners = owners or Owners()
 
     async def begin(
         self, caller: Caller, ns_id: NsId, blocks: Sequence[BeginBlock], session_id: bytes | None = None
@@ -45,9 +49,7 @@ class BlockIndex:
         """Steps 1 and 2a, in the order of `blocks`, which are distinct; of an upload session, if they came by
         its address."""
         request = BeginUpload(caller, ns_id, list(blocks), session_id)
-        answer = await self._metaservers.call(
-            "/internal/blocks/begin", request, BeginResult, timeout_s=CALL_TIMEOUT_S
-        )
+        answer = await self._ask("/internal/blocks/begin", request, BeginResult)
         return _as_many(answer.blocks, len(blocks))
 
     async def finish(self, caller: Caller, ns_id: NsId, blocks: Sequence[FinishBlock]) -> list[FinishedBlock]:
@@ -63,10 +65,18 @@ class BlockIndex:
     ) -> list[BlockPlace | None]:
         """Where each block of the namespace lies; None: the namespace has not got it ready."""
         request = LocateBlocks(caller, ns_id, list(hashes))
-        answer = await self._metaservers.call(
-            "/internal/blocks/locate", request, LocateResult, timeout_s=CALL_TIMEOUT_S
-        )
+        answer = await self._ask("/internal/blocks/locate", request, LocateResult)
         return _as_many(answer.blocks, len(hashes))
+
+    async def _ask(self, path: str, request: BeginUpload | LocateBlocks, kind: type[_A]) -> _A:
+        try:
+            answer = await self._metaservers.call(path, request, kind, timeout_s=CALL_TIMEOUT_S)
+        except IdentityNotLinked:
+            self._owners.forget(request.caller)
+            raise
+        if answer.owner is not None:  # an older metaserver does not say
+            self._owners.learn(request.caller, answer.owner)
+        return answer
 
 
 def _as_many(found: list[_T], count: int) -> list[_T]:

@@ -8,7 +8,6 @@ from msgspec import Meta
 from runtime.bodies import JSON_BODY_BYTES
 from runtime.metrics import ServerMetrics
 from runtime.openapi import Kind, Parameter
-from runtime.rates import owner_of
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
 from wire.api import IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY_CHARS
@@ -51,7 +50,7 @@ class UserHandler(BaseHandler):
         self._caller = await self._verifier.verify(
             self.request.headers.get("Authorization"), self.request.remote_ip
         )
-        self.owner, self.is_stranger = owner_of(self._caller), False
+        self.owner, self.is_stranger = self.owner_of(self._caller), False
 
     def caller(self) -> Caller:
         """Whose token came with the request."""

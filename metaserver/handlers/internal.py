@@ -33,7 +33,9 @@ class BeginHandler(BlockRowsHandler):
 
     async def post(self) -> None:
         """Steps 1 and 2a of an upload."""
-        self.answer_packed(BeginResult(await self._blocks.begin(self.packed_as(BeginUpload))))
+        request = self.packed_as(BeginUpload)
+        begun = await self._blocks.begin(request)
+        self.answer_packed(BeginResult(begun, self.owner_of(request.caller)))
 
 
 class FinishHandler(BlockRowsHandler):
@@ -53,7 +55,9 @@ class LocateHandler(BlockRowsHandler):
 
     async def post(self) -> None:
         """Where a namespace's ready blocks are."""
-        self.answer_packed(LocateResult(await self._blocks.locate(self.packed_as(LocateBlocks))))
+        request = self.packed_as(LocateBlocks)
+        places = await self._blocks.locate(request)
+        self.answer_packed(LocateResult(places, self.owner_of(request.caller)))
 
 
 class HeadsHandler(InternalHandler):

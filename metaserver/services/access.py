@@ -8,6 +8,7 @@ from psycopg import sql
 from metaserver.model.rows import Level
 from metaserver.services.identities import IdentityService
 from metaserver.storage.accounts import STANDING, AccountState, standing_params
+from runtime.owners import Owners
 from sharding.tx import Transactions
 from wire.errors import DeviceRevoked, Forbidden, IdentityNotLinked, MalformedId, NotFound, Unauthenticated
 from wire.ids import AccountId, DeviceId, NsId, root_ns_of_account, root_ns_of_device
@@ -35,9 +36,11 @@ class Who:
 class AccessService:
     """Standing of accounts and devices, and rights in namespaces."""
 
-    def __init__(self, transactions: Transactions, identities: IdentityService):
+    def __init__(self, transactions: Transactions, identities: IdentityService, owners: Owners | None = None):
+        """`owners` is told whose account a caller is found to have."""
         self._tx = transactions
         self._identities = identities
+        self._owners = owners or Owners()
         self._remembered: dict[Caller, tuple[float, Who]] = {}
 
     async def identify(self, caller: Caller) -> Who:
@@ -55,6 +58,7 @@ class AccessService:
         # The clock starts before the read: what is read then is at most this old.
         expires = time.monotonic() + STANDING_TTL_S
         who = await self._read_standing(caller)
+        self._owners.learn(caller, who.account_id)
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
         self._remembered[caller] = (expires, who)
@@ -85,6 +89,7 @@ class AccessService:
         if isinstance(caller, IdentityCaller):
             account_id = await self._identities.find_account_id(caller)
             if account_id is None:
+                self._owners.forget(caller)
                 raise IdentityNotLinked()
             return account_id, None
         try:

@@ -23,6 +23,7 @@ from runtime.tokens import TokenIssuer, generate_keys
 from tests.integration.blockserver.client import BlockClient
 from tests.integration.blockserver.servers import REPOSITORY, ServerProcess, Stack, reserved_ports
 from tests.integration.blockserver.uploads import Draft, Refused, Uploader
+from tests.support.oidc import AUDIENCE, HandIssuer
 from tests.support.waiting import wait_until
 from wire import faults
 from wire.api import CreateFolder, Delete, Move
@@ -611,10 +612,19 @@ async def test_an_address_acts_for_its_caller(ada: Uploader, bob: Uploader):
     await wait_until(is_refused, "the revocation", timeout_s=10)
 
 
+def path_of_nothing(kind: str, who: Uploader) -> str:
+    """What a user may ask a server for, and does not find."""
+    file_id = format_file_id(who.user.root_ns, 99)
+    return {
+        "metaserver": f"/files/metadata?file_id={file_id}",
+        "blockserver": f"/v1/blocks/{'0' * 64}?ns={who.user.root_ns}",
+    }[kind]
+
+
 @pytest.mark.parametrize("kind", ["metaserver", "blockserver"])
 async def test_an_address_that_forges_tokens_is_told_to_wait(ada: Uploader, kind: str):
     server: ServerProcess = getattr(ada.stack, kind)
-    path = {"metaserver": "/v1/account/usage", "blockserver": f"/v1/blocks/{'0' * 64}?ns=1"}[kind]
+    path = path_of_nothing(kind, ada)
     forged = {"Authorization": f"Bearer {TokenIssuer(generate_keys()[0]).issue(ada.user.caller)}"}
 
     async def ask(http: aiohttp.ClientSession, headers: dict[str, str]) -> tuple[int, str | None]:
@@ -623,15 +633,55 @@ async def test_an_address_that_forges_tokens_is_told_to_wait(ada: Uploader, kind
 
     elsewhere = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
     async with aiohttp.ClientSession(connector=elsewhere) as http:
-        known, _ = await ask(http, ada.auth)
+        assert (await ask(http, ada.auth))[0] == 404
         begun, refused_count = time.monotonic(), 0
         while (found := await ask(http, forged)) == (401, None):
             refused_count += 1
         assert found == (429, "1")
         most = FORGED_BURST + FORGED_PER_ADDRESS_S * (time.monotonic() - begun) + 1
         assert FORGED_BURST <= refused_count <= most
-        assert (await ask(http, ada.auth))[0] == known
+        assert (await ask(http, ada.auth))[0] == 404
     assert (await ask(ada.stack.http, forged))[0] == 401
+
+
+@pytest.mark.parametrize("kind", ["metaserver", "blockserver"])
+async def test_all_who_stand_for_an_account_have_one_rate(ada: Uploader, tmp_path: Path, kind: str):
+    server: ServerProcess = getattr(ada.stack, kind)
+    path = path_of_nothing(kind, ada)
+    account_id = ada.user.caller.account_id
+    async with HandIssuer() as issuer:
+        issuer.add_key("k")
+        issuers = {"issuers": [{"issuer": issuer.issuer, "audiences": [AUDIENCE]}]}
+        (tmp_path / "issuers.json").write_bytes(msgspec.json.encode(issuers))
+        tokens = [issuer.token("k", sub=f"{ada.user.root_ns}-{number}") for number in range(2)]
+        settings = {
+            "SHARDBOX_OIDC_ISSUERS_FILE": str(tmp_path / "issuers.json"),
+            "SHARDBOX_REQUESTS_PER_ACCOUNT_S": "0.001",
+            "SHARDBOX_REQUEST_BURST_PER_ACCOUNT": "5",
+            "SHARDBOX_MAP_FILE": str(tmp_path / "map.json"),
+            "SHARDBOX_BLOCK_DIR": str(tmp_path / "blocks"),
+        }
+
+        async def ask(token: str) -> int:
+            auth = {"Authorization": f"Bearer {token}"}
+            async with ada.stack.http.get(twin.url + path, headers=auth) as answer:
+                return answer.status
+
+        with reserved_ports(1) as (port,):
+            twin = server.twin(port, tmp_path / "log", **settings)
+            try:
+                twin.start()
+                assert [await ask(token) for token in tokens] == [403, 403]
+                for number in range(2):
+                    subject = f"{ada.user.root_ns}-{number}"
+                    await ada.user.services.identities.add(account_id, issuer.issuer, subject)
+                # The first request of each is its own; the account's are what comes after it.
+                assert [await ask(token) for token in tokens * 3] == [404] * 6
+                own = ada.auth["Authorization"].removeprefix("Bearer ")
+                assert await ask(own) == 404
+                assert [await ask(token) for token in (own, *tokens)] == [429] * 3
+            finally:
+                twin.kill()
 
 
 async def test_only_servers_ask_what_servers_ask(ada: Uploader):
