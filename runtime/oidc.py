@@ -47,6 +47,8 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly as the tokens have it in `iss`."""
     audiences: list[str]
     """A token names one of these in `aud`."""
+    authorized_parties: list[str] = []
+    """A token names one of these in `azp`; empty: one of the audiences, if it is for several."""
     jwks_url: str | None = None
     """Where the keys are; else the issuer's discovery document says."""
     link_by_email: bool = False
@@ -62,6 +64,8 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             check_url(self.jwks_url)
         if not self.audiences or not all(self.audiences):
             raise ValueError(f"{self.issuer}: without an audience, tokens for any application would be taken")
+        if not all(self.authorized_parties):
+            raise ValueError(f"{self.issuer}: an authorized party has a name")
 
 
 class _IssuerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,6 +164,7 @@ class OidcVerifier:
                 leeway=self._leeway_s,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
+            _check_party(self._issuers[issuer], claims)
             return VerifiedIdentity(
                 caller=_identity(issuer, claims),
                 expires_at=float(claims["exp"]) + self._leeway_s,
@@ -190,6 +195,23 @@ class OidcVerifier:
                 if len(body) > MAX_DOCUMENT_BYTES:
                     raise ValueError(f"{url} answered more than {MAX_DOCUMENT_BYTES} bytes")
         return bytes(body)
+
+
+def _check_party(issuer: Issuer, claims: Mapping[str, Any]) -> None:
+    """A token for several applications is of use to the one that it was issued to.
+
+    One for us alone may have been issued to another all the same: to an application that calls us.
+
+    Source: OpenID Connect Core 1.0, section 3.1.3.7, steps 4 and 5.
+
+    Raises:
+        ValueError: to none of those that may use it here.
+    """
+    is_for_several = not isinstance(claims["aud"], str) and len(claims["aud"]) > 1
+    if not (is_for_several or issuer.authorized_parties):
+        return
+    if claims.get("azp") not in (issuer.authorized_parties or issuer.audiences):
+        raise ValueError("the token was issued to another application")
 
 
 def _identity(issuer: str, claims: Mapping[str, Any]) -> IdentityCaller:

@@ -98,6 +98,9 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
     "an empty list of audiences": {"aud": []},
     "an audience that is no text": {"aud": {AUDIENCE: 1}},
     "a part of the audience": {"aud": AUDIENCE[:-1]},
+    "several audiences and no party": {"aud": ["another-app", AUDIENCE]},
+    "several audiences and another party": {"aud": ["another-app", AUDIENCE], "azp": "another-app"},
+    "several audiences and a party that is no text": {"aud": ["another-app", AUDIENCE], "azp": [AUDIENCE]},
     "no expiry": {"exp": None},
     "an expiry that is text": {"exp": str(2**31)},
     "an expiry beyond all numbers": {"exp": 10**400},
@@ -127,13 +130,33 @@ async def test_claims_that_are_taken(issuer: HandIssuer):
     async with verifying(issuer) as verifier:
         for claims in (
             {"aud": AUDIENCE},
-            {"aud": ["another-app", AUDIENCE]},
+            {"aud": [AUDIENCE]},
+            {"aud": ["another-app", AUDIENCE], "azp": AUDIENCE},
+            {"aud": AUDIENCE, "azp": "another-app"},
             {"iat": None},
             {"sub": "s" * 255},
             {"nbf": soon(-1)},
             {"exp": float(soon(10)) + 0.5},
         ):
             assert await is_taken(verifier, issuer.token("k1", **claims)), claims
+
+
+async def test_the_parties_that_may_use_a_token_can_be_named(issuer: HandIssuer):
+    both = ["another-app", AUDIENCE]
+    async with verifying(issuer, authorized_parties=["web", "tool"]) as verifier:
+        for claims, expected in (
+            ({"azp": "web"}, True),
+            ({"azp": "tool", "aud": both}, True),
+            ({}, False),
+            ({"azp": AUDIENCE}, False),
+            ({"azp": AUDIENCE, "aud": both}, False),
+            ({"azp": "another-app"}, False),
+            ({"azp": ["web"]}, False),
+            ({"azp": "web", "aud": "another-app"}, False),
+        ):
+            assert await is_taken(verifier, issuer.token("k1", **claims)) is expected, claims
+    with pytest.raises(ValueError, match="a name"):
+        Issuer(issuer=issuer.issuer, audiences=[AUDIENCE], authorized_parties=[""])
 
 
 async def test_an_issuer_is_taken_by_its_exact_name(issuer: HandIssuer):
