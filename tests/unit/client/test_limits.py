@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,32 @@ async def run_to_end(clock: Time, *works: asyncio.Task[None]) -> None:
             await asyncio.sleep(0)
         clock.wake_next()
     await asyncio.gather(*works)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    clock: Time, answer: Callable[[web.Request], Awaitable[web.Response]]
+) -> AsyncIterator[Callable[[Request], Awaitable[bytes]]]:
+    """A server that answers so, and what sends requests to it, while the clock goes on by itself."""
+    app = web.Application(client_max_size=2**26)
+    app.router.add_route("*", "/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    servers = Servers([f"http://127.0.0.1:{runner.addresses[0][1]}"])
+
+    async def drive() -> None:
+        while True:
+            await asyncio.sleep(0.001)
+            clock.wake_next()
+
+    driver = asyncio.create_task(drive())
+    try:
+        async with ClientSession() as session:
+            yield functools.partial(Api(session).send, servers, patience_s=20)
+    finally:
+        driver.cancel()
+        await runner.cleanup()
 
 
 async def test_parallel_takers_share_one_rate(clock: Time, bucket: Bucket) -> None:
@@ -130,27 +158,12 @@ async def test_bodies_and_answers_pass_piece_by_piece(clock: Time) -> None:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
 
-    app = web.Application(client_max_size=2**26)
-    app.router.add_post("/echo", echo)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    servers = Servers([f"http://127.0.0.1:{runner.addresses[0][1]}"])
     body = bytes(3 * PIECE_BYTES + 5)
-
-    async def drive() -> None:
-        while True:
-            await asyncio.sleep(0.001)
-            clock.wake_next()
-
-    driver = asyncio.create_task(drive())
-    try:
-        async with ClientSession() as session:
-            sent = Request(method="POST", path="/echo", body=body, needs_token=False, up=up, down=down)
-            assert await Api(session).send(servers, sent, patience_s=20) == body
-    finally:
-        driver.cancel()
-        await runner.cleanup()
+    async with serving(clock, echo) as send:
+        assert (
+            await send(Request(method="POST", path="/", body=body, needs_token=False, up=up, down=down))
+            == body
+        )
     assert up.granted == down.granted == len(body)
     assert clock.now - 1_000.0 >= len(body) / 500_000 - BURST_S
 
@@ -166,27 +179,9 @@ async def test_a_body_has_the_whole_rate_to_itself(clock: Time) -> None:
         lasted_s.append(clock.now - began)
         return web.Response()
 
-    app = web.Application(client_max_size=2**26)
-    app.router.add_put("/put", put)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    servers = Servers([f"http://127.0.0.1:{runner.addresses[0][1]}"])
-
-    async def drive() -> None:
-        while True:
-            await asyncio.sleep(0.001)
-            clock.wake_next()
-
-    driver = asyncio.create_task(drive())
-    try:
-        async with ClientSession() as session:
-            sent = Request(method="PUT", path="/put", body=bytes(BLOCK_BYTES), needs_token=False, up=up)
-            api = Api(session)
-            await asyncio.gather(*(api.send(servers, sent, patience_s=20) for _ in range(5)))
-    finally:
-        driver.cancel()
-        await runner.cleanup()
+    request = Request(method="PUT", path="/", body=bytes(BLOCK_BYTES), needs_token=False, up=up)
+    async with serving(clock, put) as send:
+        await asyncio.gather(*(send(request) for _ in range(5)))
     assert len(lasted_s) == 5
     assert max(lasted_s) < 0.8 * ServerSettings.model_fields["body_timeout_s"].default
 
