@@ -91,7 +91,9 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
             bodies=Bodies(ByteBudget(settings.body_memory_bytes)),
             rates=rates,
             usage=UsageService(transactions, access, settings.quota_bytes),
-            sessions=SessionService(transactions, access, writes, targets, hints),
+            sessions=SessionService(
+                transactions, access, writes, targets, hints, quota_bytes=settings.quota_bytes
+            ),
             urls={
                 "metaservers": settings.told(settings.metaserver_urls),
                 "blockservers": settings.told(settings.blockserver_urls),

@@ -110,6 +110,7 @@ class OpenUploadHandler(SessionHandler):
         MalformedPath,
         DisallowedName,
         ContentMismatch,
+        QuotaExceeded,
         TooManyEntries,
         UploadSessionNotFound,
         UploadSessionCommitted,

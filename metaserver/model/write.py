@@ -49,6 +49,16 @@ MAX_NAMED_BLOCKS = 1_000
 """Absent blocks that a refusal names, as many as an answer has targets. All of the largest file's: 35 MB."""
 
 
+def check_quota(quota_bytes: int | None, used_bytes: int, growth_bytes: int) -> None:
+    """What does not grow is never refused, also beyond the quota.
+
+    Raises:
+        QuotaExceeded: details.used, details.allocation, details.needed.
+    """
+    if quota_bytes is not None and growth_bytes > 0 and used_bytes + growth_bytes > quota_bytes:
+        raise QuotaExceeded(details={"used": used_bytes, "allocation": quota_bytes, "needed": growth_bytes})
+
+
 class Batch:
     """Operations applied one after another to one namespace's tree.
 
@@ -331,10 +341,7 @@ class Batch:
         self._check_blocks(request)
 
     def _check_quota(self, growth_bytes: int) -> None:
-        """What does not grow is never refused, also beyond the quota."""
-        quota, used = self._start.quota_bytes, self._start.live_bytes + self.grown_bytes
-        if quota is not None and growth_bytes > 0 and used + growth_bytes > quota:
-            raise QuotaExceeded(details={"used": used, "allocation": quota, "needed": growth_bytes})
+        check_quota(self._start.quota_bytes, self._start.live_bytes + self.grown_bytes, growth_bytes)
 
     def _take_copied_blocks(self, count: int) -> None:
         """The last thing to be asked: from here on the copy is made."""

@@ -19,14 +19,15 @@ from msgspec import UNSET
 from psycopg import sql
 
 from metaserver.model.rows import Kind
-from metaserver.model.tree import TreeView
+from metaserver.model.tree import TreeView, walk_of
 from metaserver.model.uploads import parse_blocks, parse_content, sizes_of
+from metaserver.model.write import check_quota
 from metaserver.services.access import AccessService, Who, require_read, require_write
 from metaserver.services.hints import HintQueue
 from metaserver.services.targets import TargetService
 from metaserver.services.writes import WriteService, parse_write
 from metaserver.storage import sessions as rows
-from metaserver.storage.namespaces import find_level
+from metaserver.storage.namespaces import find_for_write
 from metaserver.storage.sessions import SessionKey, SessionRow, UploadPlan
 from metaserver.storage.tree import list_rows
 from runtime.clock import format_us, now_us
@@ -104,13 +105,16 @@ class SessionService:
         targets: TargetService,
         hints: HintQueue,
         clock: Callable[[], int] = now_us,
+        quota_bytes: int | None = None,
     ):
+        """`quota_bytes` is that of accounts without one of their own; None: no limit."""
         self._tx = transactions
         self._access = access
         self._writes = writes
         self._targets = targets
         self._hints = hints
         self._clock = clock
+        self._quota_bytes = quota_bytes
 
     # ---- Opening
 
@@ -122,6 +126,7 @@ class SessionService:
             MalformedPath, DisallowedName, ContentMismatch, BadRequest: a name or content that cannot be.
             UploadSessionNotFound: expired, another account's, or never there.
             UploadSessionCommitted: it has been used up.
+            QuotaExceeded: the account has no room for the file now.
             TooManyEntries: the account has too many open sessions.
             UpstreamUnavailable: no blockserver answers; the session may be there.
         """
@@ -148,8 +153,13 @@ class SessionService:
 
     async def _insert(self, key: SessionKey, plan: UploadPlan, blocks: Sequence[BlockHash] | None) -> _Opened:
         async def insert(tx: Tx) -> datetime:
-            require_write(await find_level(tx.conn, key.ns_id, key.account_id))
-            await _require_folder(tx.conn, key.ns_id, plan.parent_id)
+            found = await find_for_write(tx.conn, key.ns_id, key.account_id, None, self._quota_bytes)
+            if found is None:
+                raise NotFound()
+            namespace, _ = found
+            require_write(namespace.level)
+            growth_bytes = plan.file_size - await _find_size(tx.conn, key.ns_id, plan)
+            check_quota(namespace.quota_bytes, namespace.live_bytes, growth_bytes)
             if await rows.count_open(tx.conn, key, MAX_OPEN_SESSIONS) >= MAX_OPEN_SESSIONS:
                 raise TooManyEntries(
                     f"an account has at most {MAX_OPEN_SESSIONS} open uploads in a namespace"
@@ -318,17 +328,23 @@ def _parse_folder(folder_id: str | None, root_ns: NsId) -> tuple[NsId, EntryId]:
     return (root_ns, ROOT_ENTRY) if folder_id is None else parse_file_id(folder_id)
 
 
-async def _require_folder(conn: Connection, ns_id: NsId, folder_id: EntryId) -> None:
-    """Refuse early what the commit would refuse, before a client sends gigabytes."""
-    loaded = await list_rows(conn, ns_id, [folder_id], [])
+async def _find_size(conn: Connection, ns_id: NsId, plan: UploadPlan) -> int:
+    """The bytes of the file that now is where the session's is to be, 0 where there is none.
+
+    Refuse early what the commit would refuse, before a client sends gigabytes.
+    """
+    walk = walk_of(plan.parent_id, [plan.file_name])
+    loaded = await list_rows(conn, ns_id, [plan.parent_id], [walk])
     view = TreeView()
-    view.load(loaded, ids=[folder_id])
+    view.load(loaded, ids=[plan.parent_id], walks=[walk])
     view.load([], ids={entry.parent_id for entry in loaded})
-    folder = view.find_live(folder_id)
+    folder = view.find_live(plan.parent_id)
     if folder is None:
         raise NotFound("the folder is not there")
     if folder.kind is not Kind.FOLDER:
         raise NotAFolder()
+    there = view.find_child(plan.parent_id, walk.keys[0])
+    return (there and there.size) or 0
 
 
 def _answer(

@@ -277,6 +277,24 @@ async def test_quota_is_passed_on(ada: Uploader):
     await ada.commit(body)
 
 
+async def test_what_the_quota_cannot_hold_is_not_begun(ada: Uploader):
+    sql(ada, "UPDATE ns.accounts SET quota_bytes = 5000 WHERE ns_id = %s", ada.user.root_ns)
+    await ada.user.ok(CreateFolder(path="/d"))
+    large = await refusal(ada.open(Draft.random(5_001).opening()))
+    assert (large.status, large.code) == (409, "insufficient_space")
+    assert large.info.details == {"used": 0, "allocation": 5_000, "needed": 5_001}
+    done = await ada.upload(Draft.random(4_000, name="Doc"))
+    assert await code(ada.open(Draft.random(1_001).opening())) == "insufficient_space"
+    await ada.open(Draft.random(1_000).opening())
+    # What is replaced makes room, and what does not grow is never refused.
+    assert await code(ada.open(Draft.random(5_001, name="doc").opening())) == "insufficient_space"
+    await ada.upload(Draft.random(5_000, name="doc"), original_version=done.version)
+    sql(ada, "UPDATE ns.accounts SET quota_bytes = 10 WHERE ns_id = %s", ada.user.root_ns)
+    await ada.open(Draft.random(4_999, name="doc").opening())
+    await ada.open(Draft(b"").opening())
+    assert await code(ada.open(Draft.random(1, name="d").opening())) == "insufficient_space"
+
+
 # ---- Whose it is
 
 
