@@ -106,7 +106,7 @@ class Sync:
         self._last_answer = time.monotonic()
         self._outages = 0
         self._disk_watch = DiskWatch(folder, self._rescan, self._wake.set)
-        self._server_watch = ServerWatch(self._remote, calls, options.poll_s, self._want_read)
+        self._server_watch = ServerWatch(self._remote, account, options.poll_s, self._want_read)
         self._control_watch = ControlWatch(state, self._wake.set)
         self._is_resting = False
         """Paused: there are no transfers."""

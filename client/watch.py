@@ -13,12 +13,12 @@ from pathlib import Path
 from watchfiles import Change, awatch, watch
 from watchfiles.main import FileChange
 
+from client.account import Account
 from client.api import Unreachable, backoff_s
-from client.calls import Calls
 from client.folder import MARKER_DIR, Folder
 from client.remote import Remote
 from client.rescan import Rescan
-from wire.errors import InvalidCursor, ShardboxError
+from wire.errors import DeviceRevoked, InvalidCursor, InvalidRefreshToken, ShardboxError
 
 STEP_MS = 15
 """A burst of events is over when none comes for so long: an editor's save takes less."""
@@ -163,8 +163,8 @@ def _reason(error: BaseException) -> str:
 class ServerWatch:
     """Holds a long-poll for as long as `run` runs."""
 
-    def __init__(self, remote: Remote, calls: Calls, poll_s: int, want_read: Callable[[], None]):
-        self._remote, self._calls, self._poll_s, self._want_read = remote, calls, poll_s, want_read
+    def __init__(self, remote: Remote, account: Account, poll_s: int, want_read: Callable[[], None]):
+        self._remote, self._account, self._poll_s, self._want_read = remote, account, poll_s, want_read
         self._has_read = asyncio.Event()
         self.trouble: str | None = None
 
@@ -173,7 +173,11 @@ class ServerWatch:
         self._has_read.set()
 
     async def run(self) -> None:
-        """Poll, ask for a read when there is news, wait until it was read, poll again."""
+        """Poll, ask for a read when there is news, wait until it was read, poll again.
+
+        Raises:
+            DeviceRevoked, InvalidRefreshToken: the device was unlinked on the server.
+        """
         attempt = 0
         while True:
             cursor = self._remote.cursor
@@ -181,7 +185,12 @@ class ServerWatch:
                 await self._wait_for_read()
                 continue
             try:
-                result = await self._calls.longpoll(cursor, self._poll_s)
+                result = await self._account.calls.longpoll(cursor, self._poll_s)
+                if not result.changes:
+                    # A poll carries no login: where nothing happens only this tells that it is good no more.
+                    await self._account.get_token(None)
+            except (DeviceRevoked, InvalidRefreshToken):
+                raise
             except (Unreachable, ShardboxError) as problem:
                 self.trouble = str(problem)
                 if isinstance(problem, InvalidCursor):

@@ -1,10 +1,20 @@
-"""Watching a folder for which the kernel has too few watches; in a process with a limit of its own."""
+"""Watching a folder for which the kernel has too few watches, in a process with a limit of its own; and a
+server that has nothing to tell."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+
+from client.account import Account
+from client.remote import Remote
+from client.watch import ServerWatch
+from wire.api import LongpollResult
+from wire.errors import DeviceRevoked
 
 LIMIT = Path("/proc/sys/user/max_inotify_watches")
 """Of a user namespace: nobody else has to do with it."""
@@ -87,3 +97,25 @@ def test_when_there_are_watches_again_all_folders_are_watched(tmp_path: Path) ->
     await is_seen(rescan, state, last / "a")
 """,
     )
+
+
+async def test_a_device_with_nothing_to_do_notices_that_it_was_revoked() -> None:
+    asked = 0
+
+    async def longpoll(cursor: str, timeout_s: int) -> LongpollResult:
+        await asyncio.sleep(0)
+        return LongpollResult(changes=False)
+
+    async def get_token(refused: str | None) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise DeviceRevoked()
+        return "good"
+
+    remote = cast("Remote", SimpleNamespace(cursor="cursor", is_complete=True))
+    account = cast("Account", SimpleNamespace(calls=SimpleNamespace(longpoll=longpoll), get_token=get_token))
+    with pytest.raises(DeviceRevoked):
+        async with asyncio.timeout(20):
+            await ServerWatch(remote, account, 30, lambda: None).run()
+    assert asked == 3
