@@ -39,11 +39,13 @@ async def find_ready_sizes(
     """The lengths of those blocks that the namespace holds ready; others get their turn between pieces."""
     sizes: dict[BlockHash, int] = {}
     left = iter(hashes)
-    while piece := list(islice(left, HASHES_PER_PIECE)):
+    for start in range(0, len(hashes), HASHES_PER_PIECE):
+        if start:
+            await asyncio.sleep(0)
+        piece = list(islice(left, HASHES_PER_PIECE))
         packed = b"".join(piece)
         cursor = await conn.execute(_READY_SIZES, [packed, len(piece) - 1, ns_id], binary=True)
         sizes.update(await cursor.fetchall())
-        await asyncio.sleep(0)
     return sizes
 
 

@@ -3,11 +3,14 @@
 import asyncio
 import itertools
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 
 from metaserver.services import blocks as module
+from metaserver.storage import block_rows
+from sharding.tx import Tx, TxKind
 from tests.support.databases import FreshCluster
 from tests.support.moving import set_ownership
 from tests.support.services import Services, User, commit_of
@@ -353,3 +356,25 @@ async def test_the_length_of_a_block_must_fit_the_file(user: User):
     await finish(user, finishing(block, begun))
     assert await user.refused(commit_of("/f", b"1234", [block])) == "content_mismatch"
     assert module.GENERATION_MAX_AGE_US == HOUR_US
+
+
+async def test_others_get_their_turn_between_pieces_alone(user: User, monkeypatch: pytest.MonkeyPatch):
+    blocks = [fresh_block() for _ in range(5)]
+    begun = await begin(user, *blocks)
+    await finish(user, *map(finishing, blocks, begun))
+    turns: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        turns.append(delay_s)
+
+    monkeypatch.setattr(block_rows, "HASHES_PER_PIECE", 2)
+    monkeypatch.setattr(block_rows, "asyncio", SimpleNamespace(sleep=sleep))
+    for count, turn_count in ((0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
+        asked = set(blocks[:count])
+
+        async def find(tx: Tx, asked: set[BlockHash] = asked) -> dict[BlockHash, int]:
+            return await block_rows.find_ready_sizes(tx.conn, user.root_ns, asked)
+
+        turns.clear()
+        found = await user.services.tx.run_tx([user.root_ns], "find", find, kind=TxKind.FENCE_ONLY)
+        assert (found, len(turns)) == (dict.fromkeys(asked, 5), turn_count)
