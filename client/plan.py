@@ -99,6 +99,8 @@ class _Planner:
         self._decided: set[int] = set()
         self._folders: set[int] = set()
         """New folders that this plan sends under their own name: what is new in them can go along."""
+        self._kept: set[int] = set()
+        """Folders that live on, so that nothing further that is found in them matters."""
         self._waiting_sends: set[int] = set()
         self._waiting_moves: set[int] = set()
         self._deletes = 0
@@ -115,8 +117,10 @@ class _Planner:
             return
         self._decided.add(node_id)
         r, s, here = self.remote.get(node_id), self.synced.get(node_id), self.local.get(node_id)
-        if here is not None and here.is_blocked:
-            return
+        if here is not None:
+            self._keep_above(here)
+            if here.is_blocked:
+                return
         if s is None:
             if r is None and here is not None:
                 self._depart(here)
@@ -131,6 +135,15 @@ class _Planner:
         else:
             self._merge_content(r, s, here)
             self._merge_place(r, s, here)
+
+    def _keep_above(self, here: LocalNode) -> None:
+        """Decide anew on folders above that turn out to have to live on."""
+        kept = [x for x in self.removals.kept_above(here) if x not in self._kept]
+        self._kept.update(kept)
+        self._decided.difference_update(kept)
+        for node_id in reversed(kept):
+            self.plan.waiting.pop(node_id, None)
+            self.decide(node_id)
 
     # ---- Both sides have it
 
@@ -239,7 +252,7 @@ class _Planner:
                 self._add_send(SendFile(here.id, is_ready=False))
 
     def _is_only_kept(self, here: LocalNode) -> bool:
-        return here.is_kept and not self.removals.has_company(here.id)
+        return here.is_kept and here.id not in self._kept
 
     def _decide_above(self, here: LocalNode) -> None:
         """Decide on the new folders above, the uppermost first: a tree may be deeper than Python's stack."""
@@ -250,6 +263,7 @@ class _Planner:
     def _depart_folder(self, here: LocalNode, holder: int | None) -> None:
         r = self.remote.get(holder) if holder is not None else None
         if r is not None and r.kind is Kind.FOLDER and r.id not in self.local:
+            self._kept.add(here.id)
             self.plan.settle.append(Adopt(here.id, r.id))
         elif self._is_only_kept(here):
             if not self.local.has_children(here.id):
@@ -311,11 +325,11 @@ class _Planner:
         )
 
     def _decide_gone_there(self, s: SyncedNode, here: LocalNode) -> None:
-        fate = self.removals.stays_here(here.id)
+        fate = here.id in self._kept or self.removals.stays_here(here.id)
         if fate is None:
-            if here.content is None:
-                self.plan.hash.append(Hash(here.id))
+            self.plan.hash.append(Hash(here.id))
         elif fate:
+            self._kept.add(here.id)
             is_kept = here.kind is Kind.FOLDER and not self.removals.was_moved_here(here.id)
             self.plan.settle.append(Detach(here.id, is_kept=is_kept))
         elif here.kind is Kind.FILE:

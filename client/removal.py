@@ -1,7 +1,11 @@
 """What one side's deletion does when the other side has changed something. Pure; part of the planner.
 
-Both questions run over whole subtrees, so their answers are kept for the life of one plan.
+What is gone here is weighed from above, over the whole subtree, once in the life of a plan. What is gone
+there is weighed from below: each entry that stays says which folders above it have to stay for it. So a plan
+of some steps in a large removal looks at little more than what the steps are about.
 """
+
+from collections.abc import Iterator
 
 from client.model import Kind, LocalNode
 from client.trees import Trees
@@ -15,7 +19,6 @@ class Removals:
         self._hidden = trees.hidden
         self._news: dict[int, bool] = {}
         self._movers: dict[int, frozenset[int]] = {}
-        self._stays: dict[int, bool | None] = {}
 
     # ---- Gone here, still there
 
@@ -61,46 +64,36 @@ class Removals:
     # ---- Gone there, still here
 
     def stays_here(self, node_id: int) -> bool | None:
-        """Whether an entry that the server has lost must live on, with what the disk has below it.
+        """Whether an entry that the server has lost must live on for what it is itself.
 
-        None: not known yet, as a file in it has to be read first or has to move away first.
+        None: not known yet, as the file has to be read first.
         """
+        here, s = self._local.get(node_id), self._synced.get(node_id)
+        assert here is not None, "only what the disk has is asked for"
         if self.was_moved_here(node_id):
             return True
-        if node_id not in self._stays:
-            self._weigh_stays(node_id)
-        return self._stays[node_id]
+        if here.kind is Kind.FOLDER:
+            return False
+        return None if here.content is None else s is not None and here.content != s.content
 
     def was_moved_here(self, node_id: int) -> bool:
         """Whether it, or a folder above that the server has lost too, was moved on the disk."""
         chain = [node_id, *self._local.ancestors(node_id)]
         return any(self._is_gone_there(x) and self._is_moved_here(x) for x in chain)
 
-    def _weigh_stays(self, top: int) -> None:
-        order = [top]
-        for at in order:
-            if at not in self._stays and self._is_gone_there(at):
-                order += self._local.children(at)
-        for at in reversed(order):
-            if at not in self._stays:
-                self._stays[at] = self._stays_one(at)
-
-    def _stays_one(self, node_id: int) -> bool | None:
-        here = self._local.get(node_id)
-        assert here is not None, "only what the disk has is asked for"
-        if here.is_blocked:
-            return True
-        if not self._is_gone_there(node_id):
-            return self._is_company(here)
-        if self._is_moved_here(node_id):
-            return True
-        if here.kind is Kind.FILE:
-            s = self._synced.get(node_id)
-            return None if here.content is None else s is not None and here.content != s.content
-        below = [self._stays[x] for x in self._local.children(node_id)]
-        if any(below):
-            return True
-        return None if None in below else False
+    def kept_above(self, here: LocalNode) -> Iterator[int]:
+        """The folders above an entry that must live on for it, nearest first: those that the server has lost,
+        and those that were only kept and have got something now that has to be sent."""
+        is_company = self._is_company(here)
+        is_reason = is_company or here.is_blocked or self._is_changed(here)
+        for above in self._local.ancestors(here.id):
+            if not (is_reason or is_company):
+                return
+            if not self._is_gone_there(above):
+                # What is in it is no reason to keep what it lies in, unless it has to be made there itself.
+                is_reason = is_company and self._is_only_kept(above)
+            if is_reason:
+                yield above
 
     def _is_gone_there(self, node_id: int) -> bool:
         return node_id in self._synced and node_id not in self._remote
@@ -109,21 +102,23 @@ class Removals:
         here, s = self._local.get(node_id), self._synced.get(node_id)
         return here is not None and s is not None and not here.is_parked and here.place != s.place
 
-    def _is_company(self, here: LocalNode) -> bool:
-        """Whether something that is not gone keeps the folder that it lies in on the disk."""
-        s, r = self._synced.get(here.id), self._remote.get(here.id)
-        if s is None or r is None:
-            return not here.is_kept or self.has_company(here.id)
-        # Moved in here: it needs the folder. Moved away there: it is about to leave.
-        return here.place not in (s.place, r.place) and not here.is_parked
+    def _is_changed(self, here: LocalNode) -> bool:
+        """Whether it was moved or written since the server has lost it."""
+        s = self._synced.get(here.id)
+        if s is None or not self._is_gone_there(here.id):
+            return False
+        return here.content not in (None, s.content) or self._is_moved_here(here.id)
 
-    def has_company(self, folder: int) -> bool:
-        """Whether a folder that was only kept has got something that has to be sent."""
-        for found in self._local.below(folder):
-            node = self._local.get(found)
-            if node is None or node.is_blocked or node.is_kept:
-                continue
-            s, r = self._synced.get(found), self._remote.get(found)
-            if s is None or (r is not None and node.place not in (s.place, r.place)):
-                return True
-        return False
+    def _is_company(self, here: LocalNode) -> bool:
+        """Whether it has to be sent into the folder that it lies in on the disk."""
+        if here.is_blocked or here.is_parked:
+            return False
+        s, r = self._synced.get(here.id), self._remote.get(here.id)
+        if s is None:
+            return not here.is_kept
+        # Moved in here: it needs the folder. Moved away there: it is about to leave.
+        return r is not None and here.place not in (s.place, r.place)
+
+    def _is_only_kept(self, folder: int) -> bool:
+        here = self._local.get(folder)
+        return here is not None and here.is_kept and folder not in self._synced

@@ -24,7 +24,7 @@ from client.model import (
     SendFolder,
     SendMove,
 )
-from client.plan import make_plan
+from client.plan import ENOUGH_ACTIONS, make_plan
 from client.settle import (
     note_deleted,
     note_file_added,
@@ -151,9 +151,9 @@ class Device:
             self.trees.drop_remote(node_id) if node is None else self.trees.put_remote(node)
         self.cursor, self.seen = len(self.server.log), self.server.jid
 
-    def step(self) -> bool:
+    def step(self, enough: int = ENOUGH_ACTIONS) -> bool:
         """One plan, carried out; False when there was nothing to do."""
-        plan = make_plan(self.trees)
+        plan = make_plan(self.trees, enough=enough)
         if plan.settle:
             for settlement in plan.settle:
                 settle(self.trees, settlement)
@@ -333,7 +333,7 @@ def play(numbers: list[int]) -> None:
             case 0:
                 device.read_delta()
             case 1:
-                device.step()
+                device.step(pick([ENOUGH_ACTIONS, 2]))
             case _:
                 device.act(pick, contents, gone)
     for _ in range(60):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.model import Kind, LocalNode, RemoveFolder
+from client.model import ROOT, Detach, Kind, LocalNode, RemoveFile, RemoveFolder, SyncedNode
 from client.plan import make_plan
 from client.trees import Trees
 
@@ -12,9 +12,26 @@ def trees() -> Trees:
     return Trees()
 
 
-def put_here(trees: Trees, node_id: int, parent: int, *, is_kept: bool = False) -> None:
-    name = f"folder {node_id}"
-    trees.put_local(LocalNode(node_id, parent, name, name.encode(), Kind.FOLDER, is_kept=is_kept))
+def put_here(trees: Trees, node_id: int, parent: int, *, content: bytes = b"", is_kept: bool = False) -> None:
+    name, kind = str(node_id), Kind.FILE if content else Kind.FOLDER
+    trees.put_local(LocalNode(node_id, parent, name, name.encode(), kind, content=content, is_kept=is_kept))
+
+
+def put_gone(trees: Trees, node_id: int, parent: int, *, content: bytes = b"") -> None:
+    """Something that both sides had and the server has lost."""
+    put_here(trees, node_id, parent, content=content)
+    kind = Kind.FILE if content else Kind.FOLDER
+    trees.put_synced(SyncedNode(node_id, parent, str(node_id), kind, rev="1", content=content))
+
+
+def statements_of_a_small_plan(trees: Trees) -> int:
+    trees.forget()
+    seen: list[str] = []
+    trees._conn.set_trace_callback(seen.append)
+    plan = make_plan(trees, enough=10)
+    trees._conn.set_trace_callback(None)
+    assert [type(x) for x in plan.actions()] == [RemoveFile] * 10
+    return len(seen)
 
 
 def test_a_kept_folder_goes_when_it_is_empty_also_from_a_kept_one(trees: Trees) -> None:
@@ -23,3 +40,25 @@ def test_a_kept_folder_goes_when_it_is_empty_also_from_a_kept_one(trees: Trees) 
     assert make_plan(trees).actions() == [RemoveFolder(-2)]
     trees.drop_local(-2)
     assert make_plan(trees).actions() == [RemoveFolder(-1)]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_plan_of_a_few_removals_looks_at_few_entries(trees: Trees, is_kept: bool) -> None:
+    if is_kept:
+        put_here(trees, -1, ROOT, is_kept=True)
+    else:
+        put_gone(trees, 1, ROOT)
+    for node_id in range(100, 2_000):
+        put_gone(trees, node_id, -1 if is_kept else 1, content=b"text")
+    assert statements_of_a_small_plan(trees) < 500
+
+
+def test_what_is_new_in_a_lost_folder_keeps_all_lost_folders_above(trees: Trees) -> None:
+    put_gone(trees, 1, ROOT)
+    put_gone(trees, 2, 1)
+    put_gone(trees, 3, 1)
+    put_gone(trees, 4, 2, content=b"text")
+    put_here(trees, -5, 2, content=b"new")
+    plan = make_plan(trees)
+    assert set(plan.settle) == {Detach(1, is_kept=True), Detach(2, is_kept=True)}
+    assert set(plan.disk) == {RemoveFolder(3), RemoveFile(4)}
