@@ -5,7 +5,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from client.api import Api, Request, Servers, TokenSource
+from client.api import Api, Request, Servers, TokenSource, Unreachable
 from client.limits import Bucket
 from wire import api as wire_api
 from wire import blocks as wire_blocks
@@ -181,10 +181,17 @@ class Calls:
 async def discover(
     session: aiohttp.ClientSession, url: str, *, patience_s: float = 10.0
 ) -> wire_api.Discovery:
-    """The servers behind a URL."""
+    """The servers behind a URL.
+
+    Raises:
+        Unreachable: nobody answers, or nobody that is a Shardbox server.
+    """
     request = Request(method="GET", path="/.well-known/shardbox", needs_token=False)
     answer = await Api(session).send(Servers([url]), request, patience_s=patience_s)
-    found = msgspec.json.decode(answer, type=wire_api.Discovery)
+    try:
+        found = msgspec.json.decode(answer, type=wire_api.Discovery)
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"{url} is not a Shardbox server") from error
     if not found.metaservers:
         return msgspec.structs.replace(found, metaservers=[url])
     return found

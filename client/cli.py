@@ -14,6 +14,7 @@ import signal
 import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -24,6 +25,7 @@ import client.folder_commands
 import client.remote_commands
 from client.account import Account, link
 from client.api import Unreachable
+from client.calls import discover
 from client.console import Exit, FolderArgument, Output, OutputOption, fail, find_folder, print_json, run
 from client.folder import Folder, FolderProblem
 from client.limits import parse_rate
@@ -60,6 +62,8 @@ def link_command(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make FOLDER a device of the account that the code was given out for."""
+    if not _is_web_url(url):
+        raise typer.BadParameter(f"{url} is not the URL of a server: it begins with https:// or http://")
     place = Folder(folder)
     if place.is_linked() and place.state_path.exists():
         with contextlib.closing(State(place.state_path)) as state:
@@ -70,12 +74,22 @@ def link_command(
             fail(Exit.FOLDER, f"{place.path} lies in the linked folder {above}")
 
     async def work() -> None:
-        with contextlib.closing(place.create()) as state:
-            async with open_session() as session:
+        async with open_session() as session:
+            # Should this be the wrong URL, nothing has been made for it.
+            await discover(session, url)
+            with contextlib.closing(place.create()) as state:
                 await link(state, session, url=url, code=code, device_name=name or socket.gethostname())
 
     run(work())
     _print_status(place, output)
+
+
+def _is_web_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _rate(text: str | None) -> int | None:
