@@ -5,6 +5,7 @@ They run beside a sync of the folder; what they change comes down with the next 
 
 import contextlib
 import secrets
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -211,7 +212,8 @@ async def _restore(calls: Calls, path: str, rev: str | None) -> RemoteEntry:
         found = await _list_revisions(calls, path, 1)
         if not found.is_deleted or not found.entries:
             raise typer.BadParameter(
-                f"{path} is there: say which version it is to be (--rev; see shardbox history)"
+                f"{path} is there: say by --rev which version it is to be;"
+                f" `shardbox history {shlex.quote(path)}` lists them"
             )
         rev = found.entries[0].rev
     restored = await calls.restore(secrets.token_hex(16), remote_form(path), rev)
