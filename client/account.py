@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from client.calls import Calls, discover
+from client.folder import NotLinked
 from client.state import State
 from wire.api import AccessGranted, Discovery, LinkDevice, RefreshAccess
 from wire.errors import InvalidRefreshToken
@@ -35,10 +36,16 @@ RENEW_BEFORE_S = 120
 
 
 class Account:
-    """The linked device's identity, kept in the state."""
+    """The linked device's identity, kept in the state.
+
+    Raises:
+        NotLinked: the link was refused or cut short.
+    """
 
     def __init__(self, state: State, session: aiohttp.ClientSession):
         self._state = state
+        if state.find_fact("device_id") is None:
+            raise NotLinked("the folder is not linked yet: shardbox link was not done to its end")
         servers = msgspec.json.decode(state.get_fact("servers"), type=Discovery)
         self.ns_id: NsId = parse_ns_id(state.get_fact("root_ns"))
         self.display_name = state.get_fact("display_name")

@@ -1,4 +1,4 @@
-"""`link` with a URL that is not a server's: it says so, and leaves nothing behind."""
+"""`link` with a URL that is not a server's leaves nothing behind; a link that was not done is none."""
 
 import http.server
 import threading
@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import Exit, app
+from client.folder import Folder
 
 
 class WebPage(http.server.BaseHTTPRequestHandler):
@@ -46,3 +47,11 @@ def test_what_is_not_a_web_address_is_refused_at_once(url: str, tmp_path: Path) 
     assert done.exit_code == 2
     assert "https://" in done.output
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("command", ["sync", "unlink"])
+def test_a_folder_whose_link_was_not_done_is_not_linked(command: str, tmp_path: Path) -> None:
+    Folder(tmp_path).create().close()
+    done = CliRunner().invoke(app, [command, str(tmp_path)])
+    assert done.exit_code == Exit.FOLDER
+    assert "not linked yet" in done.output
