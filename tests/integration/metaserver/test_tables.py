@@ -1,4 +1,4 @@
-"""The shards as they were migrated: alembic compares neither primary keys nor sequences with the definitions."""
+"""The shards as they were migrated: alembic compares neither primary keys nor sequences with the tables."""
 
 import psycopg
 
