@@ -1,9 +1,11 @@
 """`make bench-api`: what one metaserver process does with each kind of request. Writes build/bench/api.json.
 
-python -m loadtest.bench_api [--seconds S] [--data-dir DIR]
+python -m loadtest.bench_api [--seconds S] [--profile] [--data-dir DIR]
 
 Each is measured with 32 requests under way and with 1, spread over 16 accounts: how many a second, how long
 they took, and the processor time that the metaserver spent on each. PostgreSQL flushes as in production.
+With --profile py-spy then looks at the metaserver under each kind once more: its stacks are in
+build/bench/profile, and the functions with the most samples are printed.
 """
 
 import argparse
@@ -11,8 +13,10 @@ import asyncio
 import itertools
 import json
 import platform
+import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +26,7 @@ import msgspec
 import psutil
 import uvloop
 
-from loadtest.commands import Cluster, running_cluster
+from loadtest.commands import BIN, Cluster, running_cluster
 from loadtest.connection import Answer, Connection
 from loadtest.devices import LoadDevice, link_all, make_codes, put_block
 from wire.api import (
@@ -47,12 +51,19 @@ WARM_UP_S = 1.0
 BATCH_COMMITS = 100
 DELTA_ENTRIES = 10
 """How far behind a device's cursor is when it asks: a few files saved at once."""
-MIN_REQUESTS = 10
-"""Fewer say nothing."""
+MIN_REQUESTS = 100
+"""Fewer have no 99th percentile: a slow kind is measured for longer."""
+DEADLINE_S = 120.0
+PROFILE_DIR = Path("build/bench/profile")
+PROFILE_HZ = 200
+PROFILE_LINES = 12
 BUSY_STATUSES = (429, 503)
 """Counted by themselves: a slow machine puts writers off."""
 CONTENT = b"bench"
 TIME = "2026-01-02T03:04:05Z"
+
+_FRAME_LINE = re.compile(r":\d+\)$")
+"""The line in a frame's name."""
 
 Figures = dict[str, Any]
 
@@ -131,17 +142,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each kind at each concurrency")
     parser.add_argument("--data-dir", type=Path, help="keep the cluster's data here")
+    parser.add_argument("--profile", action="store_true", help="then say where the time goes")
     options = parser.parse_args()
     with running_cluster(options.data_dir, metaservers=1) as cluster:
         codes = make_codes(cluster, ACCOUNTS)
-        figures = uvloop.run(measure_all(cluster, codes, options.seconds))
+        figures = uvloop.run(measure_all(cluster, codes, options.seconds, is_profiling=options.profile))
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     print_table(figures)
 
 
-async def measure_all(cluster: Cluster, codes: list[str], seconds: float) -> Figures:
-    """Every kind at every concurrency."""
+async def measure_all(
+    cluster: Cluster, codes: list[str], seconds: float, *, is_profiling: bool = False
+) -> Figures:
+    """Every kind at every concurrency; profiled afterwards, as that takes time of its own."""
     accounts = await prepare(cluster, codes)
     process = psutil.Process(cluster.pid("metaserver-1"))
     rows = []
@@ -151,11 +165,13 @@ async def measure_all(cluster: Cluster, codes: list[str], seconds: float) -> Fig
             await run_load(cluster.url, accounts, load, concurrency, WARM_UP_S)
             before = process.cpu_times()
             started = time.perf_counter()
-            sample = await run_load(cluster.url, accounts, load, concurrency, seconds)
+            sample = await run_load(cluster.url, accounts, load, concurrency, seconds, MIN_REQUESTS)
             elapsed_s = time.perf_counter() - started
             after = process.cpu_times()
             cpu_s = after.user + after.system - before.user - before.system
             rows.append(summarise(load, concurrency, sample, elapsed_s, cpu_s))
+    for load in LOADS if is_profiling else []:
+        await profile(cluster, accounts, load, seconds, process.pid)
     return {
         "machine": {"cpus": psutil.cpu_count(), "python": platform.python_version()},
         "accounts": ACCOUNTS,
@@ -188,15 +204,20 @@ async def prepare(cluster: Cluster, codes: list[str]) -> list[Account]:
     return accounts
 
 
-async def run_load(url: str, accounts: list[Account], load: Load, concurrency: int, seconds: float) -> Sample:
-    """Ask with so many requests under way until the time is over."""
-    deadline = time.perf_counter() + seconds
+async def run_load(
+    url: str, accounts: list[Account], load: Load, concurrency: int, seconds: float, min_count: int = 0
+) -> Sample:
+    """Ask with so many requests under way until the time is over and so many have been answered."""
+    started = time.perf_counter()
     sample = Sample()
+
+    def is_over(now: float) -> bool:
+        is_enough = len(sample.waits_s) >= min_count
+        return now >= started + (seconds if is_enough else max(seconds, DEADLINE_S))
 
     async def ask_on(connection: Connection, own: list[Account]) -> None:
         for account in itertools.cycle(own):
-            asked = time.perf_counter()
-            if asked >= deadline:
+            if is_over(time.perf_counter()):
                 return
             number = next(_numbers)
             body = msgspec.json.encode(load.make_body(account, number))
@@ -248,9 +269,35 @@ def summarise(load: Load, concurrency: int, sample: Sample, elapsed_s: float, cp
         "busy": sample.busy_count,
         "per_s": round(count / elapsed_s, 1),
         "p50_ms": round(statistics.median(sample.waits_s) * 1e3, 2),
-        "p99_ms": round(statistics.quantiles(sample.waits_s, n=100)[98] * 1e3, 2),
+        "p99_ms": round(statistics.quantiles(sample.waits_s, n=100, method="inclusive")[98] * 1e3, 2),
         "cpu_us": round(cpu_s / count * 1e6),
     }
+
+
+async def profile(cluster: Cluster, accounts: list[Account], load: Load, seconds: float, pid: int) -> None:
+    """Have py-spy write down the stacks of a process under one kind, and print where it was most often."""
+    PROFILE_DIR.mkdir(parents=True, exist_ok=True)
+    output = PROFILE_DIR / f"{load.name}.txt"
+    recorder = await asyncio.create_subprocess_exec(
+        *(BIN / "py-spy", "record", "--pid", str(pid), "--duration", str(round(seconds))),
+        *("--rate", str(PROFILE_HZ), "--format", "raw", "--output", output),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    # It attaches within a second; what it sees before and after the load is idle, which it leaves out.
+    await run_load(cluster.url, accounts, load, CONCURRENCIES[0], seconds)
+    if await recorder.wait() != 0:
+        raise RuntimeError("py-spy could not look at the metaserver; may this user trace it?")
+    samples: Counter[str] = Counter()
+    for line in output.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        # A function that calls itself is there once.
+        samples.update(dict.fromkeys((_FRAME_LINE.sub(")", x) for x in stack.split(";")), int(count)))
+    total = max(samples.values(), default=0)
+    print(f"\n--- {load.name}: share of {total} samples, callees included")
+    # What is below everything, from main() to the event loop, says nothing.
+    shares = [(name, found / total) for name, found in samples.most_common() if found < 0.9 * total]
+    for name, share in shares[:PROFILE_LINES]:
+        print(f"{share:6.0%}  {name}")
 
 
 def print_table(figures: Figures) -> None:

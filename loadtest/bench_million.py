@@ -11,15 +11,12 @@ import json
 import os
 import random
 import shutil
-import subprocess
+import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from loadtest.commands import BIN, Cluster, Device, running_cluster
+from loadtest.commands import Cluster, Device, running_cluster
 
 OUTPUT = Path("build/bench/million.json")
 COUNT = 1_000_000
@@ -27,8 +24,6 @@ MIN_FOLDERS = 1_000
 FILES_PER_FOLDER = 1_000
 FOLDERS_PER_FOLDER = 40
 MAX_BYTES = 200
-SAMPLE_S = 0.1
-"""How often the resident size is looked at: it changes slowly compared with that."""
 
 Figures = dict[str, Any]
 
@@ -50,6 +45,7 @@ def main() -> None:
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:32} {value}")
+    sys.exit(0 if figures["trees_equal"] else "the trees differ")
 
 
 def run_course(cluster: Cluster, folders: Path, count: int, contents: int) -> Figures:
@@ -60,11 +56,11 @@ def run_course(cluster: Cluster, folders: Path, count: int, contents: int) -> Fi
     say(f"{count} files of {contents} contents")
     made_folders = make_tree(a.folder, count, contents)
     say("up from A")
-    up_s, up_cpu_s, up_rss = sync_watched(a)
+    up_s, up_cpu_s, up_rss = sync(a)
     say("down to B")
-    down_s, down_cpu_s, down_rss = sync_watched(b)
+    down_s, down_cpu_s, down_rss = sync(b)
     say("nothing to do on A")
-    again_s, _, again_rss = sync_watched(a)
+    again_s, _, again_rss = sync(a)
     return {
         "files": count,
         "folders": made_folders,
@@ -102,25 +98,10 @@ def content_of(number: int) -> bytes:
     return (text + "x" * rng.randrange(MAX_BYTES - len(text))).encode()
 
 
-def sync_watched(device: Device) -> tuple[float, float, int]:
+def sync(device: Device) -> tuple[float, float, int]:
     """Sync once; the seconds that it took, those of the processor, and the most memory that it held."""
-    started, cpu_s, most = time.monotonic(), 0.0, 0
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [BIN / "shardbox", "sync", device.folder], stdout=output, stderr=subprocess.STDOUT
-        )
-        process = psutil.Process(child.pid)
-        while child.poll() is None:
-            try:
-                most = max(most, process.memory_info().rss)
-                cpu_s = sum(process.cpu_times()[:2])
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(SAMPLE_S)
-        if child.wait() != 0:
-            output.seek(0)
-            raise RuntimeError(f"sync of {device.folder}: {output.read().decode()[-4000:]}")
-    return time.monotonic() - started, cpu_s, most
+    device.rss_bytes_max = 0
+    return device.sync(), device.cpu_s, device.rss_bytes_max
 
 
 def is_same(one: bytes, other: bytes) -> bool:

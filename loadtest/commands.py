@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -95,40 +94,47 @@ class Device:
 
     folder: Path
     rss_bytes_max: int = 0
+    """Of all its processes so far."""
+    cpu_s: float = 0.0
+    """Of the last one."""
 
     def sync(self, *options: str) -> float:
         """Sync once; the seconds that it took."""
         started = time.monotonic()
-        with tempfile.TemporaryFile() as output:
-            child = subprocess.Popen(
-                [BIN / "shardbox", "sync", *options, self.folder], stdout=output, stderr=subprocess.STDOUT
-            )
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            if child.returncode != 0:
-                output.seek(0)
-                raise RuntimeError(f"sync of {self.folder}: {output.read().decode()[-4000:]}")
-        self.note_rss(usage)
+        with self._running("sync", *options):
+            pass
         return time.monotonic() - started
-
-    def note_rss(self, usage: resource.struct_rusage) -> None:
-        """Keep the highest resident size."""
-        self.rss_bytes_max = max(self.rss_bytes_max, usage.ru_maxrss * 1024)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """`sync --watch` beside what the caller does."""
-        with tempfile.TemporaryFile() as output:
-            child = subprocess.Popen(
-                [BIN / "shardbox", "sync", "--watch", self.folder], stdout=output, stderr=subprocess.STDOUT
-            )
+        with self._running("sync", "--watch") as child:
             try:
                 yield
             finally:
                 child.terminate()
-                _, _, usage = os.wait4(child.pid, 0)
-                self.note_rss(usage)
-                child.returncode = 0
+
+    @contextmanager
+    def _running(self, *args: str) -> "Iterator[subprocess.Popen[bytes]]":
+        """A command on the folder; waited for at the end, and what it took is noted.
+
+        Raises:
+            RuntimeError: it exited with an error.
+        """
+        with tempfile.TemporaryFile() as output:
+            child = subprocess.Popen(
+                [BIN / "shardbox", *args, self.folder], stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                yield child
+            finally:
+                _, status, usage = os.wait4(child.pid, 0)
+                child.returncode = os.waitstatus_to_exitcode(status)
+                self.rss_bytes_max = max(self.rss_bytes_max, usage.ru_maxrss * 1024)
+                self.cpu_s = usage.ru_utime + usage.ru_stime
+            if child.returncode != 0:
+                output.seek(0)
+                raise RuntimeError(f"{args} {self.folder}: {output.read().decode()[-4000:]}")
 
     def status(self) -> Any:
         """The client's own account of itself."""

@@ -124,11 +124,11 @@ class ShardPool:
         try:
             conn = await pool.getconn(timeout=GET_TIMEOUT_S)
         except psycopg_pool.TooManyRequests as error:
-            raise Overloaded(f"too many requests wait for shard {self.shard}") from error
+            raise Overloaded("too many requests wait for the database of this namespace") from error
         except psycopg_pool.PoolTimeout as error:
             if self.is_out:
                 raise self._unavailable() from error
-            raise Overloaded(f"shard {self.shard} is busy") from error
+            raise Overloaded("the database of this namespace is busy") from error
         except (psycopg_pool.PoolClosed, psycopg.OperationalError) as error:
             raise self._unavailable() from error
         self._busy.add(conn)
@@ -144,9 +144,8 @@ class ShardPool:
             await pool.putconn(conn)
 
     def _unavailable(self) -> ShardUnavailable:
-        return ShardUnavailable(
-            "the database of this namespace does not answer", details={"shard": self.shard}
-        )
+        # Clients learn of namespaces, never of shards; the log names it.
+        return ShardUnavailable("the database of this namespace does not answer")
 
     async def _probe_forever(self) -> None:
         conn: Connection | None = None

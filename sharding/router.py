@@ -107,7 +107,7 @@ class Router:
         """
         pool = self._pools.get(shard)
         if pool is None:
-            raise ShardUnavailable("the shard of this namespace is not known yet", details={"shard": shard})
+            raise ShardUnavailable("the shard of this namespace is not known yet")
         return pool
 
     def pools(self) -> list[ShardPool]:
