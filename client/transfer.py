@@ -96,6 +96,8 @@ class Transfers(Generic[J, R]):
         runs: list[Coroutine[None, None, None]] = [self._work_small() for _ in range(small_workers)]
         runs += [self._work_big() for _ in range(big_workers)]
         self._tasks = [asyncio.create_task(run) for run in runs]
+        for task in self._tasks:
+            task.add_done_callback(lambda _: wake())
 
     def submit(self, job: J) -> None:
         """Queue a job; its entry must have none yet."""
@@ -106,7 +108,15 @@ class Transfers(Generic[J, R]):
         self._changed.set()
 
     def take(self) -> list[R | Failed]:
-        """The results since the last call."""
+        """The results since the last call.
+
+        Raises:
+            RuntimeError: a worker has ended, which none does by itself; what it was at would never be done.
+        """
+        for task in self._tasks:
+            if task.done():
+                problem = None if task.cancelled() else task.exception()
+                raise RuntimeError("a worker has ended") from problem
         results, self._results = self._results, []
         return results
 

@@ -15,7 +15,7 @@ from client.calls import Calls
 from client.disk import fingerprint_of
 from client.download import DownloadJob, Fetched
 from client.limits import MIN_RATE, Bucket
-from client.transfer import Failed, failure
+from client.transfer import Failed, Transfers, failure
 from client.upload import WINDOW_BLOCKS, WINDOWS, Prepared, Uploader, UploadJob
 from wire.blocks import PutPackResult, PutVerdict
 from wire.errors import ShardUnavailable
@@ -172,3 +172,25 @@ def test_a_disk_that_fills_up_between_two_files_keeps_the_first(
     assert isinstance(second, Failed)
     assert second.reason == "disk_full"
     assert [path.name for path in tmp_path.iterdir()] == ["temp 0"]
+
+
+async def test_a_worker_that_ends_is_noticed(tmp_path: Path):
+    """Its entries would stay under way for ever, and the sync would wait for them."""
+    job, _ = big_job(tmp_path)
+
+    async def never(_: object) -> Failed:
+        raise asyncio.CancelledError
+
+    async def none(_: object) -> list[Failed | Prepared]:
+        return []
+
+    woken = asyncio.Event()
+    transfers = Transfers[UploadJob, Prepared](
+        small=none, big=never, wake=woken.set, small_workers=1, big_workers=1
+    )
+    transfers.submit(job)
+    await asyncio.wait_for(woken.wait(), 5)
+    assert not transfers.is_idle
+    with pytest.raises(RuntimeError, match="a worker has ended"):
+        transfers.take()
+    await transfers.close()
