@@ -76,9 +76,6 @@ def assert_in_order(steps, calls):
 async def address(services: Services):
     """A metaserver's application on a port of its own."""
     keys = KeyRing.parse(KeyRing.generate())
-    nobody = ServiceClient([], keys)
-    targets = TargetService(services.tx, nobody, [], keys)
-    hints = HintQueue(Publisher([], nobody))
     client = ServiceClient([], keys)
     hints = HintQueue(Publisher([], client))
     targets = TargetService(services.tx, client, [], keys)
