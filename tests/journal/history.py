@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.journal.operations import Draw
 from tests.journal.reader import Asked, Reader, read_walk, shown_of
-from tests.journal.truth import FILE, FOLDER, Difference, Truth, expect
+from tests.journal.truth import FILE, FOLDER, Truth, expect
 from tests.journal.world import World
 from wire.api import BatchResult, CommitFile, Copy, CreateFolder, Delete, Move, Operation, Restore
 from wire.errors import Overloaded, TooManyWriteOperations
@@ -42,13 +42,13 @@ class History:
         """Play it.
 
         Raises:
-            Difference: a rule does not hold; the message tells the whole history.
+            Difference: a rule does not hold. This, and whatever else is raised, tells the whole history.
         """
         try:
             await self._play()
         except Exception as error:
-            what = "\n  ".join([f"seed {self.seed}, namespace {self.ns_id}", *self.log])
-            raise Difference(f"{type(error).__name__}: {error}\n  {what}") from error
+            error.add_note("\n  ".join([f"seed {self.seed}, namespace {self.ns_id}", *self.log]))
+            raise
 
     async def _play(self) -> None:
         rng = self.rng

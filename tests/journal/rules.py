@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 from psycopg import sql
+from psycopg.errors import UniqueViolation
 
 from metaserver.model import delta, operations, places, tree, write
-from metaserver.model.rows import Content, Entry, JournalOp, Kind, SameContent
+from metaserver.model.rows import Content, Entry, JournalOp, JournalRow, Kind, SameContent
 from metaserver.services import reads, writes
 from metaserver.storage import journal, listing, walk
 from sharding import tx
@@ -35,23 +36,26 @@ Switch = Callable[[Patch, World], None]
 class Rule:
     """A rule and how to leave it out.
 
-    `statements` are run on the shards of a cluster of the rule's own before anything else.
+    `statements` are run on the shards of a cluster of the rule's own before anything else. `errors` are those
+    in which a run without the rule may end: the database, or the domain, refuses what it led to. Any other
+    error is the switch's own and no proof of anything.
     """
 
     name: str
     switch_off: Switch
     reader: type[Reader] = Reader
     statements: Sequence[str] = ()
+    errors: Sequence[type[Exception]] = ()
 
 
 RULES: list[Rule] = []
 
 
-def rule(name: str, *statements: str) -> Callable[[Switch], Switch]:
+def rule(name: str, *statements: str, errors: Sequence[type[Exception]] = ()) -> Callable[[Switch], Switch]:
     """Add a rule with a switch in the server's code."""
 
     def add(switch: Switch) -> Switch:
-        RULES.append(Rule(name, switch, statements=statements))
+        RULES.append(Rule(name, switch, statements=statements, errors=errors))
         return switch
 
     return add
@@ -87,14 +91,12 @@ def _change_appends(patch: Patch, change: Callable[[write.Batch, dict[str, Any]]
     patch.setattr(write.Batch, "_append", changed)
 
 
-def _change_column(patch: Patch, column: int, change: Callable[[list[Any], list[Any]], list[Any]]) -> None:
-    """Have `change` alter a column of the journal rows that are written."""
+def _change_rows(patch: Patch, change: Callable[[JournalRow], dict[str, Any]]) -> None:
+    """Have the journal's rows, not the entries', say what `change` gives of their entry."""
     arrays = journal._journal_arrays
 
-    def changed(rows: Sequence[Any]) -> list[object]:
-        columns: list[Any] = arrays(rows)
-        columns[column] = change(columns[column], list(rows))
-        return columns
+    def changed(rows: Sequence[JournalRow]) -> list[object]:
+        return arrays([replace(row, entry=replace(row.entry, **change(row))) for row in rows])
 
     patch.setattr(journal, "_journal_arrays", changed)
 
@@ -151,17 +153,17 @@ def _append_only(patch: Patch, _: World) -> None:
 
 @rule("a row holds the entry's full new state: where it is")
 def _full_place(patch: Patch, _: World) -> None:
-    _change_column(patch, 2, lambda column, _rows: [0 for _ in column])
+    _change_rows(patch, lambda _row: {"parent_id": 0})
 
 
 @rule("a row holds the entry's full new state: its name")
 def _full_name(patch: Patch, _: World) -> None:
-    _change_column(patch, 8, lambda column, _rows: [name.lower() for name in column])
+    _change_rows(patch, lambda row: {"name": row.entry.name.lower()})
 
 
 @rule("a row holds the entry's full new state: whether it is deleted")
 def _full_deleted(patch: Patch, _: World) -> None:
-    _change_column(patch, 7, lambda column, _rows: [False for _ in column])
+    _change_rows(patch, lambda _row: {"is_deleted": False})
 
 
 @rule("prev_jid is the same entry's row before")
@@ -195,11 +197,7 @@ def _old_path_only(patch: Patch, _: World) -> None:
 
 @rule("rev_jid stands on every row of a file")
 def _rev_everywhere(patch: Patch, _: World) -> None:
-    _change_column(
-        patch,
-        4,
-        lambda column, rows: [rev if row.content else None for rev, row in zip(column, rows, strict=True)],
-    )
+    _change_rows(patch, lambda row: {} if row.content else {"rev_jid": None})
 
 
 @rule("a content stands in the row that made it alone")
@@ -213,12 +211,11 @@ def _content_once(patch: Patch, _: World) -> None:
 
 @rule("a rev stays the same when its file moves")
 def _rev_stays(patch: Patch, _: World) -> None:
-    def change(_batch: write.Batch, how: dict[str, Any]) -> None:
-        entry = how["entry"]
-        if how["op"] is JournalOp.MOVE and entry.kind is Kind.FILE:
-            how["entry"] = replace(entry, rev_jid=entry.last_jid)
+    def change(row: JournalRow) -> dict[str, Any]:
+        is_moved_file = row.op is JournalOp.MOVE and row.entry.kind is Kind.FILE
+        return {"rev_jid": row.jid} if is_moved_file else {}
 
-    _change_appends(patch, change)
+    _change_rows(patch, change)
 
 
 @rule("server_modified never goes back")
@@ -320,8 +317,9 @@ def _not_below_itself(patch: Patch, _: World) -> None:
     )
 
 
-@rule("the writers of a namespace take turns")
+@rule("the writers of a namespace take turns", errors=[UniqueViolation])
 def _take_turns(patch: Patch, _: World) -> None:
+    # Two that take the same jid: the journal's key refuses the second.
     lock = tx._lock_statement
     patch.setattr(tx, "_lock_statement", lambda keys, _kind: lock(keys, tx.TxKind.FENCE_ONLY))
     # Within one process the writers queue before they come to the database.
@@ -550,8 +548,9 @@ def _ownership_of_snapshot(patch: Patch, world: World) -> None:
     patch.setattr(tx.Transactions, "run_read", run_read)
 
 
-@rule("reads and writes prove ownership")
+@rule("reads and writes prove ownership", errors=[NotFound])
 def _ownership(patch: Patch, _: World) -> None:
+    # The shard that was left may have the namespace's old rows still, or none.
     patch.setattr(tx, "_check_row", lambda *_how: None)
 
 

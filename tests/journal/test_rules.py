@@ -55,8 +55,9 @@ async def _catch(rule: Rule, world: World, patch: pytest.MonkeyPatch) -> None:
         seeds = range(FIRST_SEED + first, FIRST_SEED + first + PER_STEP)
         try:
             await run_histories(world, seeds, reader_class=rule.reader)
-        except Difference as error:
-            print(f"caught within {count * PER_STEP} histories: {str(error).splitlines()[0]}")
+        except (Difference, *rule.errors) as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"caught within {count * PER_STEP} histories: {found}")
             return
     pytest.fail(f"{MAX_HISTORIES} histories did not miss the rule: {rule.name}")
 
