@@ -35,12 +35,14 @@ ELSEWHERE = {
     "sharding.bootstrap.": "tests/integration/ops/test_cluster.py",
     "blockserver.direct.": "tests/integration/blockserver/test_direct_uploads.py",
     "blockserver.mend.": "tests/integration/blockserver/test_faults.py",
+    "blockserver.object.before_delete": "tests/integration/blockserver/test_faults.py",
     "scrub.": "tests/integration/ops/test_scrub.py",
     "ops.keys.": "tests/integration/ops/test_rotation.py",
     "ops.passwords.": "tests/integration/ops/test_rotation.py",
 }
-"""Steps of operators' commands, of expiry, mending, and stores with addresses of their own, which nothing
-here takes, and the tests that cut each of them. `ops.backup.` and `ops.restore.` have `make test-restore`."""
+"""Steps of operators' commands, of expiry, mending, lost races, and stores with addresses of their own, which
+nothing here takes, and the tests that cut each of them. `ops.backup.` and `ops.restore.` have
+`make test-restore`."""
 MakeCode = Callable[[], str]
 
 
