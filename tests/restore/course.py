@@ -65,6 +65,8 @@ class Plan:
 
 SHORT = Plan(load_s=0.6, points=SOME_POINTS, has_return=False)
 LONG = Plan(load_s=20.0, points=FILE_POINTS + STEP_POINTS + LAST_POINTS, has_return=True)
+POINTS = LONG.points + TO_TIME_POINTS + DIRECTORY_POINTS + BACKUP_POINTS
+"""All that the long form cuts."""
 
 
 @dataclass(slots=True)
