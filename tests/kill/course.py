@@ -39,6 +39,8 @@ class Report:
     server_fault_points: int = 0
     points_elsewhere: int = 0
     """Cut by tests of their own, which passed."""
+    cut_elsewhere: dict[str, str] = field(default_factory=dict)
+    """Kinds of points and who cuts them; all others are cut in the course."""
     points_missed: list[str] = field(default_factory=list)
     trees_equal: bool = True
     acked: int = 0

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import blockserver.main
+import blockserver.services.scrub
 import client.cli
 import metaserver.main
 import notifserver.main
+import ops.cli
 from loadtest.trees import read_tree
 from tests.kill.api import ApiDevice, Failed, empty_file, surely
 from tests.kill.course import Report, link_folder
@@ -27,7 +29,14 @@ from wire import faults
 from wire.api import Copy, Delete
 from wire.hashes import BLOCK_BYTES
 
-ENTRY_POINTS = (client.cli, metaserver.main, blockserver.main, notifserver.main)
+ENTRY_POINTS = (
+    client.cli,
+    metaserver.main,
+    blockserver.main,
+    notifserver.main,
+    ops.cli,
+    blockserver.services.scrub,
+)
 """What declares the points of a process; importing it is enough."""
 ELSEWHERE = {
     "metaserver.accounts.": "tests/integration/metaserver/test_accounts.py",
@@ -41,8 +50,9 @@ ELSEWHERE = {
     "ops.passwords.": "tests/integration/ops/test_rotation.py",
 }
 """Steps of operators' commands, of expiry, mending, lost races, and stores with addresses of their own, which
-nothing here takes, and the tests that cut each of them. `ops.backup.` and `ops.restore.` have
-`make test-restore`."""
+nothing here takes, and the tests that cut each of them."""
+IN_THE_DRILL = {"ops.backup.": "make test-restore", "ops.restore.": "make test-restore"}
+"""Cut by a suite of its own, which loses servers for good."""
 MakeCode = Callable[[], str]
 
 
