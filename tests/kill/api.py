@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,10 @@ DEADLINE_S = 90.0
 """Longer than a shard is stopped for."""
 REQUEST_TIMEOUT_S = 5.0
 POLL_S = 480
+RETRY_S = (0.1, 0.5)
+"""Between these: hundreds of polls come back at once when their server has died."""
+WAKE_S = 20.0
+"""A wake-up may wait for a lease to lapse (2 s), a server to come back and a sweep; not for a poll's end."""
 
 
 class Failed(Exception):
@@ -188,9 +193,23 @@ class ApiDevice:
                 self.session, url, Longpoll(cursor, POLL_S), LongpollResult, {}, timeout_s=POLL_S + 100
             )
         except Failed:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(random.uniform(*RETRY_S))
             return False
         return result.changes
+
+    @property
+    def last_acked(self) -> int:
+        """The newest jid that was acknowledged."""
+        return max(self.acked.values(), default=0)
+
+    async def sees_all(self) -> bool:
+        """Whether all that was acknowledged is seen in time, for which `follow` must run."""
+        deadline = asyncio.get_running_loop().time() + WAKE_S
+        while self.seen_jid < self.last_acked:
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
 
 def empty_file(path: str) -> CommitFile:

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,14 +27,16 @@ from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 
 SETTLE_S = 60.0
-WAKE_S = 20.0
-"""A wake-up may wait for a lease to lapse (2 s), a server to come back and a sweep; not for a poll's end."""
+JOIN_AT_ONCE = 16
+"""Accounts made at a time: a pool has as many connections."""
 
 
 @dataclass(slots=True)
 class Report:
     """What build/test/kill.json holds."""
 
+    accounts: Counter[str] = field(default_factory=Counter)
+    """Under load, by shard."""
     kills: Counter[str] = field(default_factory=Counter)
     client_fault_points: int = 0
     server_fault_points: int = 0
@@ -52,7 +55,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"kills": dict(self.kills)}
+        return asdict(self) | {"accounts": dict(self.accounts), "kills": dict(self.kills)}
 
     @property
     def is_clean(self) -> bool:
@@ -131,10 +134,10 @@ class Course:
         await self._check(victim)
 
     async def _progress(self, commits: int, load: "list[asyncio.Task[None]]") -> None:
-        """Until every account has had so many more commits acknowledged."""
-        goals = [len(committer.device.acked) + commits for committer in self.committers]
+        """Until every shard's accounts have had so many more commits acknowledged."""
+        goals = [committer.acked_count + commits for committer in self.committers]
         deadline = asyncio.get_running_loop().time() + SETTLE_S
-        while any(len(c.device.acked) < goal for c, goal in zip(self.committers, goals, strict=True)):
+        while any(c.acked_count < goal for c, goal in zip(self.committers, goals, strict=True)):
             for task in load:
                 if task.done():  # it never ends by itself
                     task.result()
@@ -143,11 +146,7 @@ class Course:
 
     async def _check(self, victim: str) -> None:
         for committer in self.committers:
-            if not await _becomes_true(lambda c=committer: c.device.seen_jid >= c.last_acked, WAKE_S):
-                self.report.wakeups_lost += 1
-                self.report.notes.append(
-                    f"{victim}: {committer.shard} seen {committer.device.seen_jid} of {committer.last_acked}"
-                )
+            await check_wakeups(self.report, committer.devices, f"{victim}: {committer.shard}")
             self.report.other_shards_errors += len(committer.errors)
             self.report.notes += [f"{victim}: {committer.shard}: {error}" for error in committer.errors[:3]]
             committer.errors.clear()
@@ -171,25 +170,32 @@ class Course:
                 ).fetchone()
                 assert gaps is not None
                 self.report.journal_gaps += gaps[0]
-                for committer in self.committers:
-                    if committer.shard != name:
-                        continue
+                for device in (d for c in self.committers if c.shard == name for d in c.devices):
                     found = dict(
                         conn.execute(
                             "SELECT jid, name FROM ns.server_file_journal WHERE ns_id = %s",
-                            [root_of(committer.device)],
+                            [root_of(device)],
                         ).fetchall()
                     )
-                    acked = committer.device.acked
-                    self.report.acked += len(acked)
+                    self.report.acked += len(device.acked)
                     self.report.acked_missing += sum(
-                        found.get(jid) != path.rpartition("/")[2] for path, jid in acked.items()
+                        found.get(jid) != path.rpartition("/")[2] for path, jid in device.acked.items()
                     )
+
+
+async def check_wakeups(report: Report, devices: Iterable[ApiDevice], when: str) -> None:
+    """Every device comes to see all that was acknowledged to it."""
+    for device in devices:
+        if not await device.sees_all():
+            report.wakeups_lost += 1
+            report.notes.append(f"{when}: seen {device.seen_jid} of {device.last_acked}")
 
 
 @asynccontextmanager
-async def running_course(cluster: DevCluster, folder: Path, report: Report) -> AsyncIterator[Course]:
-    """One account per shard that commits and polls over HTTP, and one account with two sync clients."""
+async def running_course(
+    cluster: DevCluster, folder: Path, report: Report, account_count: int
+) -> AsyncIterator[Course]:
+    """Accounts on every shard that commit and poll over HTTP, and one account with two sync clients."""
     status = cluster.status()
     async with AsyncExitStack() as stack:
         router = Router(status.directory_dsn, None, "kill")
@@ -203,22 +209,27 @@ async def running_course(cluster: DevCluster, folder: Path, report: Report) -> A
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=False))
         )
-        committers: dict[str, Committer] = {}
-        number = 0
-        while len(committers) < len(router.map.shards):
-            number += 1
-            account = await accounts.create_account(f"load{number}@kill.example", f"Load {number}")
+        committers = {name: Committer(name, router.map) for name in router.map.shards}
+        numbers, turns = itertools.count(1), asyncio.Semaphore(JOIN_AT_ONCE)
+
+        async def join() -> None:
+            async with turns:
+                email = f"load{next(numbers)}@kill.example"
+                account = await accounts.create_account(email, "Load")
+                device = await ApiDevice.link(
+                    session,
+                    status.metaserver_urls,
+                    status.blockserver_url,
+                    status.notifserver_url,
+                    await devices.make_code(account.account_id),
+                )
             shard = router.placement(account.root_ns).shard
-            if shard in committers:
-                continue
-            device = await ApiDevice.link(
-                session,
-                status.metaserver_urls,
-                status.blockserver_url,
-                status.notifserver_url,
-                await devices.make_code(account.account_id),
-            )
-            committers[shard] = Committer(device, shard, router.map)
+            committers[shard].devices.append(device)
+            report.accounts[shard] += 1
+
+        await asyncio.gather(*(join() for _ in range(account_count)))
+        while not all(committer.devices for committer in committers.values()):
+            await join()
         synced = await accounts.create_account("sync@kill.example", "Sync")
 
         async def make_code() -> str:
@@ -228,8 +239,8 @@ async def running_course(cluster: DevCluster, folder: Path, report: Report) -> A
         for client in clients:
             client.start()
             stack.callback(client.stop)
-        for committer in committers.values():
-            follower = asyncio.create_task(committer.device.follow())
+        for device in (device for committer in committers.values() for device in committer.devices):
+            follower = asyncio.create_task(device.follow())
             stack.push_async_callback(_cancel, follower)
         editors = [Editor(client.folder, client.folder.name, seed) for seed, client in enumerate(clients)]
         yield Course(cluster, report, router, list(committers.values()), clients, editors, make_code)
@@ -248,15 +259,6 @@ def link_folder(url: str, code: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     done = run_command(CLIENT, "link", url, "--code", code, "--name", folder.name, str(folder))
     done.check_returncode()
-
-
-async def _becomes_true(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
-        if asyncio.get_running_loop().time() > deadline:
-            return False
-        await asyncio.sleep(0.02)
-    return True
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -22,29 +22,30 @@ EDIT_INTERVAL_S = 0.03
 
 @dataclass(slots=True)
 class Committer:
-    """One account under load. `healthy` names the shard that no fault touches now, or None."""
+    """Accounts of one shard under load, by a device of each, in turn."""
 
-    device: ApiDevice
     shard: str
     shard_map: ShardMap
+    devices: list[ApiDevice] = field(default_factory=list)
     count: int = 0
     errors: list[str] = field(default_factory=list)
-    """Refusals while this account's shard was healthy and another was not."""
+    """Refusals while these accounts' shard was healthy and another was not."""
     must_not_fail: bool = False
 
     async def run(self) -> None:
         """Commit for ever; a file with a block now and then."""
         while True:
             self.count += 1
+            device = self.devices[self.count % len(self.devices)]
             path = f"/load/{self.count % 7}/{self.count}.txt"
             try:
                 if self.count % 5 == 0:
                     data = self._data_on_own_shard()
-                    block = await self.device.put_block(data)
+                    block = await device.put_block(data)
                     operation = one_block_file(path, block, len(data))
                 else:
                     operation = empty_file(path)
-                await self.device.commit(operation, surely=not self.must_not_fail)
+                await device.commit(operation, surely=not self.must_not_fail)
             except Failed as error:
                 if self.must_not_fail:
                     self.errors.append(str(error))
@@ -52,7 +53,7 @@ class Committer:
             await asyncio.sleep(COMMIT_INTERVAL_S)
 
     def _data_on_own_shard(self) -> bytes:
-        """Bytes whose hash lies on the shard of the account."""
+        """Bytes whose hash lies on the shard of the accounts."""
         while True:
             data = random.randbytes(100)
             slot = slot_of_digest(block_hash(data), self.shard_map.slot_count)
@@ -60,9 +61,9 @@ class Committer:
                 return data
 
     @property
-    def last_acked(self) -> int:
-        """The newest jid that was acknowledged."""
-        return max(self.device.acked.values(), default=0)
+    def acked_count(self) -> int:
+        """How many commits were acknowledged."""
+        return sum(len(device.acked) for device in self.devices)
 
 
 @dataclass(slots=True)

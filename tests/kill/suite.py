@@ -19,6 +19,8 @@ class Plan:
     stop_s: float
     points: int | None
     """Fault points of the client and as many of the servers; None: all."""
+    accounts: int = 200
+    """Under load, spread over the shards."""
     is_one_of_each_kind: bool = False
     """Whether a shard, and a metaserver, stands for the others."""
 
@@ -27,7 +29,7 @@ async def run_suite(
     cluster: DevCluster, folder: Path, report: Report, plan: Plan, say: Callable[[str], None]
 ) -> None:
     """The whole course; what was found is in the report."""
-    async with running_course(cluster, folder, report) as course:
+    async with running_course(cluster, folder, report, plan.accounts) as course:
         victims = [*sorted(cluster.pids().keys() - {SUPERVISOR}), SUPERVISOR]
         if plan.is_one_of_each_kind:
             victims = list({name.rstrip("-0123456789"): name for name in victims}.values())
@@ -57,7 +59,7 @@ async def _cut_points(
     for point in spread(client_points(), plan.points):
         say(f"cut the client at {point}")
         await asyncio.to_thread(clients.cut, point)
-    device = course.committers[0].device
+    device = course.committers[0].devices[0]
     servers = await asyncio.to_thread(ServerPoints, cluster, make_code, device, folder, course.report)
     for point in spread(server_points(), plan.points):
         say(f"cut a server at {point}")
