@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from metaserver.services.accounts import email_key
+from metaserver.storage.accounts import Account
 from sharding.router import Router
 from tests.support.databases import FreshCluster
 from tests.support.dev import DevCluster, running_cluster
@@ -18,13 +20,18 @@ from tests.support.waiting import wait_until
 from wire.api import CreateFolder, ListFolder
 from wire.errors import ShardboxError, ShardUnavailable
 from wire.hashes import BlockHash, block_hash
-from wire.ids import slot_of_digest, system_ns
+from wire.ids import slot_of_digest, slot_of_hash, system_ns
 from wire.internal import BeginBlock, BeginUpload, BlockState
 
 ANSWER_S = 2.0
 SLACK_S = 0.5
 """The machine has two cores and other tests on them."""
 SHARDS = ("shard-1", "shard-2")
+
+
+def new_address(number: int = 0) -> str:
+    """One that nobody has."""
+    return f"{number}-{time.monotonic_ns()}@example.org"
 
 
 @dataclass
@@ -34,6 +41,16 @@ class Outage:
     cluster: DevCluster
     services: Services
     users: dict[str, User]
+    """Each with an address on the same shard."""
+
+    def address_on(self, shard: str) -> str:
+        """An e-mail address that nobody has, and whose row lies on a shard."""
+        return next(a for a in map(new_address, range(1_000)) if self.shard_of(a) == shard)
+
+    def shard_of(self, address: str) -> str:
+        """Where the row of an e-mail address lies."""
+        slot = slot_of_hash(email_key(address).encode(), 64)
+        return self.services.router.placement(system_ns(slot)).shard
 
     def block_on(self, shard: str) -> BlockHash:
         """A block whose hash lies on a shard."""
@@ -61,11 +78,12 @@ def own_databases(pg_servers: object, own_passfile: None) -> Iterator[DevCluster
 async def outage(own_databases: DevCluster) -> AsyncIterator[Outage]:
     cluster = FreshCluster(own_databases.dsn("directory"), {name: own_databases.dsn(name) for name in SHARDS})
     async with run_services(cluster) as services:
-        users: dict[str, User] = {}
-        while len(users) < len(SHARDS):
-            user = await services.user(f"{time.monotonic_ns()}@example.org")
-            users.setdefault(services.router.placement(user.root_ns).shard, user)
-        yield Outage(own_databases, services, users)
+        outage = Outage(own_databases, services, {})
+        while len(outage.users) < len(SHARDS):
+            user = await services.user(address := new_address())
+            if services.router.placement(user.root_ns).shard == (shard := outage.shard_of(address)):
+                outage.users.setdefault(shard, user)
+        yield outage
 
 
 @contextmanager
@@ -125,6 +143,32 @@ async def assert_blocks(outage: Outage, out: str, other: str) -> None:
     assert begun[0].error.retryable
 
 
+async def assert_addresses(outage: Outage, out: str) -> str:
+    """Addresses on the shard that is out cannot be looked up or given away; one of these."""
+    accounts = outage.services.accounts
+    refused = outage.address_on(out)
+    for call in (accounts.create_account(refused, "Ada"), accounts.find_by_email(refused)):
+        took_s, result = await timed(call)
+        assert isinstance(result, ShardUnavailable), result
+        assert result.retryable
+        assert took_s < ANSWER_S + SLACK_S
+    other = next(name for name in SHARDS if name != out)
+    known = await accounts.find_account(outage.users[other].caller.account_id)
+    took_s, found = await timed(accounts.find_by_email(known.email))
+    assert found == known
+    assert took_s < 1
+    address = outage.address_on(other)
+
+    async def is_created() -> bool:
+        # Its root namespace may be drawn on the shard that is out: then nothing has happened.
+        _, result = await timed(accounts.create_account(address, "Bob"))
+        assert isinstance(result, Account | ShardUnavailable), result
+        return isinstance(result, Account)
+
+    await wait_until(is_created, "an account with an address on the other shard")
+    return refused
+
+
 async def assert_back(outage: Outage, shard: str) -> None:
     async def works() -> bool:
         _, result = await timed(outage.write(shard))
@@ -141,7 +185,9 @@ async def test_a_shard_that_hangs(outage: Outage):
     with stopped(outage.cluster, "shard-2"):
         await assert_outage(outage, "shard-2")
         assert outage.services.router.shards_out() == ["shard-2"]
+        refused = await assert_addresses(outage, "shard-2")
     await assert_back(outage, "shard-2")
+    assert (await outage.services.accounts.create_account(refused, "Ada")).email == refused
     # Nothing that was refused is half there: the journal has no gaps, and the next jid is the next.
     head = await outage.write("shard-2")
     assert await outage.write("shard-2") == head + 1
@@ -152,8 +198,10 @@ async def test_a_shard_that_dies(outage: Outage):
     outage.cluster.kill("supervisor")  # or it would be back before anybody has noticed
     outage.cluster.kill("shard-1", signal.SIGKILL)
     await assert_outage(outage, "shard-1")
+    refused = await assert_addresses(outage, "shard-1")
     outage.cluster.up()
     await assert_back(outage, "shard-1")
+    assert (await outage.services.accounts.create_account(refused, "Ada")).email == refused
     assert await outage.write("shard-1") > before
 
 
