@@ -27,6 +27,9 @@ from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 
 SETTLE_S = 60.0
+CLIENT_VICTIM = "client"
+AWAY_S = 0.5
+"""A killed client stays away for so long: edits that it was not told of."""
 JOIN_AT_ONCE = 16
 """Accounts made at a time: a pool has as many connections."""
 
@@ -83,9 +86,12 @@ class Course:
     """A link code of the account that syncs."""
 
     async def kill(self, name: str) -> None:
-        """kill -9 one process in the midst of the load; it comes back by itself."""
+        """kill -9 one process in the midst of the load; it comes back by itself, a client by our hand."""
 
         async def fault() -> None:
+            if name == CLIENT_VICTIM:
+                await self._kill_client()
+                return
             pid = await asyncio.to_thread(self.cluster.kill, name)
             if name == SUPERVISOR:  # nobody restarts the supervisor but the next `dev up`
                 await asyncio.to_thread(self.cluster.up)
@@ -94,6 +100,13 @@ class Course:
 
         await self._round(name, fault)
         self.report.kills[name] += 1
+
+    async def _kill_client(self) -> None:
+        """The sync client of one folder, of the other one the next time."""
+        client = self.clients[self.report.kills[CLIENT_VICTIM] % len(self.clients)]
+        await asyncio.to_thread(client.kill)
+        await asyncio.sleep(AWAY_S)
+        client.start()
 
     async def stop_shard(self, name: str, seconds: float) -> None:
         """Stop all processes of a shard's PostgreSQL for a while, then let them go on."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.supervisor import SUPERVISOR
-from tests.kill.course import Course, Report, running_course
+from tests.kill.course import CLIENT_VICTIM, Course, Report, running_course
 from tests.kill.points import ClientPoints, ServerPoints, client_points, server_points, spread
 from tests.support.dev import DevCluster
 
@@ -30,7 +30,7 @@ async def run_suite(
 ) -> None:
     """The whole course; what was found is in the report."""
     async with running_course(cluster, folder, report, plan.accounts) as course:
-        victims = [*sorted(cluster.pids().keys() - {SUPERVISOR}), SUPERVISOR]
+        victims = [*sorted(cluster.pids().keys() - {SUPERVISOR}), SUPERVISOR, CLIENT_VICTIM]
         if plan.is_one_of_each_kind:
             victims = list({name.rstrip("-0123456789"): name for name in victims}.values())
         for number in range(plan.rounds):
