@@ -1,18 +1,24 @@
 """A shard that is down, or hangs, costs its own namespaces a retryable 503 in time, and nobody else."""
 
 import asyncio
+import http.client
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from metaserver.services.accounts import email_key
 from metaserver.storage.accounts import Account
+from runtime.tokens import generate_keys
 from sharding.router import Router
+from tests.integration.blockserver.servers import START_TIMEOUT_S, ServerProcess, reserved_ports
 from tests.support.databases import FreshCluster
 from tests.support.dev import DevCluster, running_cluster
 from tests.support.services import Services, User, run_services
@@ -22,6 +28,7 @@ from wire.errors import ShardboxError, ShardUnavailable
 from wire.hashes import BlockHash, block_hash
 from wire.ids import slot_of_digest, slot_of_hash, system_ns
 from wire.internal import BeginBlock, BeginUpload, BlockState
+from wire.keys import KeyRing
 
 ANSWER_S = 2.0
 SLACK_S = 0.5
@@ -220,6 +227,48 @@ async def test_a_new_process_starts_while_a_shard_hangs(outage: Outage):
         finally:
             await router.close()
     await assert_back(outage, "shard-1")
+
+
+async def test_a_metaserver_tells_whether_it_has_a_map_and_which_shards_are_out(
+    own_databases: DevCluster, tmp_path: Path
+):
+    for name, content in (("service", KeyRing.generate()), ("token", generate_keys()[0])):
+        (tmp_path / name).write_bytes(content)
+    env = {
+        "SHARDBOX_DIRECTORY_DSN": own_databases.dsn("directory"),
+        "SHARDBOX_SERVICE_KEYS_FILE": str(tmp_path / "service"),
+        "SHARDBOX_CURSOR_KEYS_FILE": str(tmp_path / "service"),
+        "SHARDBOX_TOKEN_KEYS_FILE": str(tmp_path / "token"),
+    }
+    with reserved_ports(1) as (port,):
+        server = ServerProcess("metaserver", port, env, tmp_path / "log")
+        try:
+            with stopped(own_databases, "directory"):
+                server.start_unready()
+                await wait_until(
+                    lambda: readiness(port)[0] == 503, "an answer, and no map", timeout_s=START_TIMEOUT_S
+                )
+                assert readiness(port)[1]["error"]["code"] == "not_ready"
+            await wait_until(lambda: readiness(port)[0] == 200, "a map")
+            assert readiness(port)[1]["shards_out"] == []
+            with stopped(own_databases, "shard-2"):
+                await wait_until(lambda: readiness(port)[1]["shards_out"] == ["shard-2"], "shard-2 out")
+                assert readiness(port)[0] == 200
+            await wait_until(lambda: readiness(port)[1]["shards_out"] == [], "shard-2 in service again")
+        finally:
+            server.kill()
+
+
+def readiness(port: int) -> tuple[int, dict[str, Any]]:
+    """Status and body of a server's /readyz; status 0: it does not listen yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    with closing(connection):
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+        except ConnectionError:
+            return 0, {}
+        return answer.status, json.loads(answer.read())
 
 
 async def test_the_directory_hangs_and_nobody_notices(outage: Outage):
