@@ -1,18 +1,20 @@
 """What is wrong with the request as HTTP: its line, its headers, its body's length, its pace."""
 # ruff: noqa: E501 - tables
 
-from tests.badinput.case import HUNG_UP, Case, Outcome, Request, ask, post, raw
-from tests.badinput.world import World
+from collections.abc import Callable
+
+from tests.badinput.case import HUNG_UP, Case, Given, Outcome, Request, ask, given, post, raw
+from tests.badinput.world import UPLOAD_BYTES, World
 from wire.hashes import BLOCK_BYTES
 
 _HEAD = b"POST /v1/files/get_metadata HTTP/1.1\r\nHost: x\r\n"
 _MIB = 2**20
 
 
-def _with_token(path: str, rest: bytes):  # type: ignore[no-untyped-def]
+def _with_token(path: Given, rest: bytes, method: str = "POST"):  # type: ignore[no-untyped-def]
     def head(world: World) -> bytes:
         token = world.alice.device.access_token
-        line = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        line = f"{method} {given(path, world)} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
         return line.encode() + rest
 
     return head
@@ -119,26 +121,37 @@ BODIES = [
 ]  # fmt: skip
 
 
-def _cut_off(name: str, path: str, server: str, rest: bytes) -> Case:
+def _cut_off(name: str, head: Callable[[World], bytes], server: str) -> Case:
     """The client hangs up in the middle of its body."""
 
     async def send(world: World) -> Outcome:
         connection = await world.connect(server)
-        await connection.send(_with_token(path.replace("NS", world.alice.ns_id), rest)(world))
+        await connection.send(head(world))
         await connection.close()
         return HUNG_UP
 
-    return Case(f"{name}: {path}", send, HUNG_UP)
+    return Case(name, send, HUNG_UP)
 
+
+_TAKE_BODIES: list[tuple[str, str, Given, str]] = [
+    ("a batch", "POST", "/v1/files/batch", "metaserver"),
+    ("a commit", "POST", "/v1/files/commit", "metaserver"),
+    ("an upload session", "POST", "/files/upload_session", "metaserver"),
+    ("its commit", "POST", "/files/commit", "metaserver"),
+    ("a pack", "POST", lambda w: f"/v1/blocks/put_pack?ns={w.alice.ns_id}", "blockserver"),
+    ("completed blocks", "POST", "/blocks/complete", "blockserver"),
+    ("a block at its signed address", "PUT", lambda w: w.alice.upload_path, "blockserver"),
+]
+_LENGTH = f"Content-Length: {UPLOAD_BYTES}\r\n".encode()  # what the signed address takes, no other minds
 
 CUT_OFF = [
-    _cut_off("a body stops half-way", path, server, rest + b'{"entries":[{"op":"create_folder","path":"/x"}')
-    for path, server in (
-        ("/v1/files/batch", "metaserver"),
-        ("/v1/files/commit", "metaserver"),
-        ("/v1/blocks/put_pack?ns=NS", "blockserver"),
+    _cut_off(
+        f"{what} stops half-way, {rest!r}",
+        _with_token(path, rest + b'{"entries":[{"op":"create_folder","path":"/x"}', method),
+        server,
     )
-    for rest in (b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nffff\r\n")
+    for what, method, path, server in _TAKE_BODIES
+    for rest in (_LENGTH + b"\r\n", b"Transfer-Encoding: chunked\r\n\r\nffff\r\n")
 ]
 
 SLOW = [
@@ -150,11 +163,12 @@ SLOW = [
     )
     for server in ("metaserver", "blockserver", "notifserver")
 ] + [
-    raw(f"a body that does not end, {rest!r}", _with_token("/v1/files/batch", rest), HUNG_UP)
+    raw(f"{what} that does not end, {rest!r}", _with_token(path, rest, method), HUNG_UP, server=server)
+    for what, method, path, server in _TAKE_BODIES
     for rest in (
-        b"Content-Length: 5000\r\n\r\n{",
+        _LENGTH + b"\r\n{",
         b"Transfer-Encoding: chunked\r\n\r\nffff\r\n{",
-        b"Content-Length: 5000\r\nExpect: 100-continue\r\n\r\n",
+        _LENGTH + b"Expect: 100-continue\r\n\r\n",
     )
 ]
 """Run side by side: each takes as long as the servers' time-outs."""

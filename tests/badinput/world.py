@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
@@ -35,6 +36,7 @@ from wire.sessions import OpenUpload, UploadSession
 SLOW_S = 3
 """The time-outs of heads and bodies: long enough for every body here, on a busy machine too."""
 BURST = 1_000
+UPLOAD_BYTES = 5_000
 TIME = "2026-01-02T03:04:05Z"
 SERVERS = ("metaserver", "blockserver", "notifserver")
 
@@ -51,6 +53,8 @@ class Person:
     file: Metadata | None = None
     cursor: str = ""
     upload_id: str = ""
+    upload_path: str = ""
+    """Signed, for a block of UPLOAD_BYTES that is never sent whole."""
 
     @property
     def ns_id(self) -> str:
@@ -148,6 +152,15 @@ class World:
         upload = OpenUpload(file_name="x", file_size=0, checksum=content_hash([]).hex())
         session = await self.call(person, "/files/upload_session", upload, UploadSession)
         person.upload_id = session.upload_id
+        block = block_hash(secrets.token_bytes(UPLOAD_BYTES))
+        upload = OpenUpload(
+            file_name="y",
+            file_size=UPLOAD_BYTES,
+            checksum=content_hash([block]).hex(),
+            block_list=[block.hex()],
+        )
+        session = await self.call(person, "/files/upload_session", upload, UploadSession)
+        person.upload_path = urlsplit(session.targets[0].url).path
 
     async def begin_pending(self) -> None:
         """A block of Alice's that stays pending."""
