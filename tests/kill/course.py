@@ -42,6 +42,8 @@ class Report:
     """Under load, by shard."""
     kills: Counter[str] = field(default_factory=Counter)
     client_fault_points: int = 0
+    client_fault_points_watching: int = 0
+    """Of these, also met by a client that watches."""
     server_fault_points: int = 0
     points_elsewhere: int = 0
     """Cut by tests of their own, which passed."""

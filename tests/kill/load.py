@@ -14,7 +14,7 @@ from tests.kill.api import ApiDevice, Failed, empty_file, one_block_file
 from tests.support.commands import CLIENT, Program, run_command
 from tests.support.waiting import wait_for
 from wire.hashes import block_hash
-from wire.ids import parse_ns_id, slot_of_digest
+from wire.ids import NsId, parse_ns_id, slot_of_digest
 
 COMMIT_INTERVAL_S = 0.02
 EDIT_INTERVAL_S = 0.03
@@ -74,14 +74,28 @@ class SyncClient:
     log: Path
     _process: Program | None = None
 
-    def start(self) -> None:
+    def start(self, *, fault: str = "") -> None:
         """`shardbox sync --watch`, detached from us."""
-        self._process = Program(CLIENT, "sync", "--watch", str(self.folder), out=self.log, err=self.log)
+        env = {"SHARDBOX_FAULT": fault}
+        self._process = Program(
+            CLIENT, "sync", "--watch", str(self.folder), out=self.log, err=self.log, env=env
+        )
 
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
+
+    def revive(self) -> None:
+        """Start it again if its fault has killed it.
+
+        Raises:
+            AssertionError: it ended in another way.
+        """
+        status = self._process.poll() if self._process is not None else None
+        if status is not None:
+            assert status == -signal.SIGKILL, f"the client of {self.folder} ended with {status}"
+            self.start()
 
     def stop(self) -> None:
         """End it."""
@@ -150,22 +164,25 @@ class Editor:
                 path.rmdir()
 
 
+def are_equal(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same tree at the moment."""
+    try:
+        return read_tree(one) == read_tree(other)
+    except OSError:  # something went while we looked
+        return False
+
+
 def wait_until_equal(one: Path, other: Path, timeout_s: float) -> bool:
     """Whether two folders come to hold the same tree in time."""
-
-    def is_equal() -> bool:
-        try:
-            return read_tree(one) == read_tree(other)
-        except OSError:  # something went while we looked
-            return False
-
     try:
-        return wait_for(is_equal, f"{one} and {other} being the same", timeout_s=timeout_s)
+        return wait_for(
+            lambda: are_equal(one, other), f"{one} and {other} being the same", timeout_s=timeout_s
+        )
     except AssertionError:
         return False
 
 
-def root_of(device: ApiDevice) -> int:
+def root_of(device: ApiDevice) -> NsId:
     """A device's root namespace."""
     return parse_ns_id(device.linked.root_ns)
 

@@ -20,8 +20,8 @@ import notifserver.main
 import ops.cli
 from loadtest.trees import read_tree
 from tests.kill.api import ApiDevice, Failed, empty_file, surely
-from tests.kill.course import Report, link_folder
-from tests.kill.load import run_client
+from tests.kill.course import SETTLE_S, Report, link_folder
+from tests.kill.load import SyncClient, are_equal, run_client
 from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
@@ -94,7 +94,7 @@ class ClientPoints:
         self._tell_b("config", "set", "limit-up", "none", fault=fault)
         for device in (self._a, self._b, self._a):
             if token.exists():
-                self._expire_access(device)
+                _expire_access(device)
                 run_client(device, fault=fault)
         if token.exists():
             self._cut_new_device(fault)
@@ -105,9 +105,37 @@ class ClientPoints:
             self._report.client_fault_points += 1
         self._tell_b("exclude", "remove", "left out")
         self._settle()
-        if read_tree(self._a) != read_tree(self._b):
+        _compare(self._report, self._a, self._b, point)
+        self._cut_watching(point, token)
+
+    def _cut_watching(self, point: str, token: Path) -> None:
+        """The same to two clients that watch: the first one to meet the point dies, and is started again."""
+        token.touch()
+        watches = [SyncClient(device, device.with_suffix(".log")) for device in (self._a, self._b)]
+        for watch in watches:
+            _expire_access(watch.folder)
+            watch.start(fault=f"{point}@{token}")
+        try:
+            self._wait_until_idle(watches)
+            self._change()
+            self._wait_until_idle(watches)
+        except AssertionError as error:
             self._report.trees_equal = False
-            self._report.notes.append(f"{point}: the trees differ")
+            self._report.notes.append(f"{point}, watching: {error}")
+        finally:
+            for watch in watches:
+                watch.stop()
+        self._report.client_fault_points_watching += not token.exists()
+        token.unlink(missing_ok=True)
+
+    def _wait_until_idle(self, watches: list[SyncClient]) -> None:
+        def are_idle() -> bool:
+            for watch in watches:
+                watch.revive()
+            is_idle = all(_find_activity(watch.folder) == "idle" for watch in watches)
+            return is_idle and are_equal(self._a, self._b)
+
+        wait_for(are_idle, "both clients being idle and the trees equal", timeout_s=SETTLE_S)
 
     def _cut_new_device(self, fault: str) -> None:
         """Linking and the first listing come once in a device's life."""
@@ -121,9 +149,7 @@ class ClientPoints:
                 break
         run_client(new, fault=fault)
         run_client(new)
-        if read_tree(new) != read_tree(self._a):
-            self._report.trees_equal = False
-            self._report.notes.append(f"{fault}: a new device's tree differs")
+        _compare(self._report, self._a, new, f"{fault}, a new device")
         shutil.rmtree(new)
 
     def _tell_b(self, *args: str, fault: str = "") -> None:
@@ -137,11 +163,6 @@ class ClientPoints:
     def _settle(self) -> None:
         for device in (self._a, self._b) * 2:
             run_client(device)
-
-    def _expire_access(self, device: Path) -> None:
-        """Have the client renew its access token."""
-        with contextlib.closing(sqlite3.connect(device / ".shardbox" / "state.db")) as state, state:
-            state.execute("UPDATE facts SET value = '0' WHERE name = 'access_until'")
 
     def _change(self) -> None:
         """Something of every kind on both sides: adds, edits, renames, moves, deletes, and a conflict."""
@@ -214,7 +235,8 @@ class ServerPoints:
             with contextlib.suppress(subprocess.CalledProcessError):
                 code = await asyncio.to_thread(self._make_code)
                 await asyncio.to_thread(link_folder, self._url, code, new)
-                await asyncio.to_thread(_expire_and_sync, new)
+                _expire_access(new)
+                await asyncio.to_thread(run_client, new)
             shutil.rmtree(new, ignore_errors=True)
             with contextlib.suppress(AssertionError):
                 await asyncio.to_thread(
@@ -234,10 +256,23 @@ class ServerPoints:
         await self._device.commit(Delete(path=folder))
 
 
-def _expire_and_sync(folder: Path) -> None:
-    with contextlib.closing(sqlite3.connect(folder / ".shardbox" / "state.db")) as state, state:
+def _expire_access(device: Path) -> None:
+    """Have the client renew its access token."""
+    with contextlib.closing(sqlite3.connect(device / ".shardbox" / "state.db")) as state, state:
         state.execute("UPDATE facts SET value = '0' WHERE name = 'access_until'")
-    run_client(folder)
+
+
+def _find_activity(device: Path) -> str | None:
+    """What the client says that it does: "stopped" when it has ended, unless it was killed."""
+    with contextlib.closing(sqlite3.connect(device / ".shardbox" / "state.db")) as state:
+        row = state.execute("SELECT value FROM facts WHERE name = 'activity'").fetchone()
+    return row[0] if row else None
+
+
+def _compare(report: Report, one: Path, other: Path, when: str) -> None:
+    if read_tree(one) != read_tree(other):
+        report.trees_equal = False
+        report.notes.append(f"{when}: the trees of {one.name} and {other.name} differ")
 
 
 def _servers_of(point: str) -> str:
@@ -249,4 +284,4 @@ def spread(points: Iterable[str], count: int | None) -> list[str]:
     found = list(points)
     if count is None or count >= len(found):
         return found
-    return [found[i * len(found) // count] for i in range(count)]
+    return [found[(i + 1) * len(found) // count - 1] for i in range(count)]

@@ -18,6 +18,7 @@ async def test_nothing_is_lost_whoever_dies(dev_cluster: DevCluster, tmp_path: P
     await run_suite(dev_cluster, tmp_path, report, PLAN, say=print)
     assert report.is_clean, report
     assert report.client_fault_points == report.server_fault_points == PLAN.points
+    assert report.client_fault_points_watching == PLAN.points
     assert report.kills["client"] == PLAN.rounds
     assert len(report.accounts) == 2
     assert report.accounts.total() >= PLAN.accounts
