@@ -20,7 +20,7 @@ import notifserver.main
 import ops.cli
 from loadtest.trees import read_tree
 from tests.kill.api import ApiDevice, Failed, empty_file, surely
-from tests.kill.course import SETTLE_S, Report, link_folder
+from tests.kill.course import SETTLE_S, Report, check_wakeups, link_folder
 from tests.kill.load import SyncClient, are_equal, run_client
 from tests.support.commands import CLIENT, run_command
 from tests.support.dev import DevCluster
@@ -196,10 +196,11 @@ class ServerPoints:
         self._cluster = cluster
         self._device = device
         self._report = report
-        self._folder = folder / "server points"
+        self._folder, self._other = folder / "server points", folder / "other server points"
         self._make_code = make_code
         self._url = cluster.status().metaserver_urls[0]
-        link_folder(self._url, make_code(), self._folder)
+        for place in (self._folder, self._other):
+            link_folder(self._url, make_code(), place)
 
     async def cut(self, point: str) -> None:
         """Kill a server at a point; the request that met it is retried, and nothing is lost or doubled."""
@@ -214,7 +215,7 @@ class ServerPoints:
             killed = {name: await asyncio.to_thread(self._cluster.kill, name) for name in names}
             for name, pid in killed.items():
                 await asyncio.to_thread(self._cluster.wait_restarted, name, pid)
-            await self._drive(token)
+            await self._drive(token, point)
         finally:
             config.unlink()
         if token.exists():
@@ -222,8 +223,12 @@ class ServerPoints:
             self._report.points_missed.append(point)
         else:
             self._report.server_fault_points += 1
+        await check_wakeups(self._report, [self._device], point)
+        for place in (self._folder, self._other):
+            await asyncio.to_thread(run_client, place)
+        await asyncio.to_thread(_compare, self._report, self._folder, self._other, point)
 
-    async def _drive(self, token: Path) -> None:
+    async def _drive(self, token: Path, point: str) -> None:
         """Do everything that has a point until one of the servers has died of it."""
         for _ in range(5):
             data = os.urandom(2_000)
@@ -237,6 +242,7 @@ class ServerPoints:
                 await asyncio.to_thread(link_folder, self._url, code, new)
                 _expire_access(new)
                 await asyncio.to_thread(run_client, new)
+                await asyncio.to_thread(_compare, self._report, self._folder, new, f"{point}, a new device")
             shutil.rmtree(new, ignore_errors=True)
             with contextlib.suppress(AssertionError):
                 await asyncio.to_thread(
