@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,10 @@ AWAY_S = 0.5
 """A killed client stays away for so long: edits that it was not told of."""
 JOIN_AT_ONCE = 16
 """Accounts made at a time: a pool has as many connections."""
+
+
+LinkCodes = Callable[[], Coroutine[Any, Any, str]]
+"""Makes link codes of one account."""
 
 
 @dataclass(slots=True)
@@ -84,8 +88,8 @@ class Course:
     committers: list[Committer]
     clients: list[SyncClient]
     editors: list[Editor]
-    make_code: Callable[[], Awaitable[str]]
-    """A link code of the account that syncs."""
+    add_account: Callable[[str], Awaitable[LinkCodes]]
+    """Makes an account of this name, which makes link codes."""
 
     async def kill(self, name: str) -> None:
         """kill -9 one process in the midst of the load; it comes back by itself, a client by our hand."""
@@ -224,33 +228,32 @@ async def running_course(
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=False))
         )
+
+        async def add_account(name: str) -> LinkCodes:
+            account = await accounts.create_account(f"{name}@kill.example", name)
+            return lambda: devices.make_code(account.account_id)
+
         committers = {name: Committer(name, router.map) for name in router.map.shards}
         numbers, turns = itertools.count(1), asyncio.Semaphore(JOIN_AT_ONCE)
 
         async def join() -> None:
             async with turns:
-                email = f"load{next(numbers)}@kill.example"
-                account = await accounts.create_account(email, "Load")
+                make_code = await add_account(f"load{next(numbers)}")
                 device = await ApiDevice.link(
                     session,
                     status.metaserver_urls,
                     status.blockserver_url,
                     status.notifserver_url,
-                    await devices.make_code(account.account_id),
+                    await make_code(),
                 )
-            shard = router.placement(account.root_ns).shard
+            shard = router.placement(root_of(device)).shard
             committers[shard].devices.append(device)
             report.accounts[shard] += 1
 
         await asyncio.gather(*(join() for _ in range(account_count)))
         while not all(committer.devices for committer in committers.values()):
             await join()
-        synced = await accounts.create_account("sync@kill.example", "Sync")
-
-        async def make_code() -> str:
-            return await devices.make_code(synced.account_id)
-
-        clients = await _link_clients(make_code, status.metaserver_urls[0], folder)
+        clients = await _link_clients(await add_account("sync"), status.metaserver_urls[0], folder)
         for client in clients:
             client.start()
             stack.callback(client.stop)
@@ -258,10 +261,10 @@ async def running_course(
             follower = asyncio.create_task(device.follow())
             stack.push_async_callback(_cancel, follower)
         editors = [Editor(client.folder, client.folder.name, seed) for seed, client in enumerate(clients)]
-        yield Course(cluster, report, router, list(committers.values()), clients, editors, make_code)
+        yield Course(cluster, report, router, list(committers.values()), clients, editors, add_account)
 
 
-async def _link_clients(make_code: Callable[[], Awaitable[str]], url: str, folder: Path) -> list[SyncClient]:
+async def _link_clients(make_code: LinkCodes, url: str, folder: Path) -> list[SyncClient]:
     clients: list[SyncClient] = []
     for name in ("a", "b"):
         await asyncio.to_thread(link_folder, url, await make_code(), folder / name)
