@@ -77,7 +77,10 @@ class Removals:
         return None if here.content is None else s is not None and here.content != s.content
 
     def was_moved_here(self, node_id: int) -> bool:
-        """Whether it, or a folder above that the server has lost too, was moved on the disk."""
+        """Whether it, or a folder above that the server has lost too, was moved on the disk.
+
+        It lasts: what lies in such a folder looks moved itself once the folder is detached (Trees.renumber).
+        """
         chain = [node_id, *self._local.ancestors(node_id)]
         return any(self._is_gone_there(x) and self._is_moved_here(x) for x in chain)
 

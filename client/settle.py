@@ -40,7 +40,8 @@ def detach(trees: Trees, node_id: int, *, is_kept: bool = False) -> int:
     """Let the local entry live on as a new one; gives its new id."""
     trees.drop_synced(node_id)
     temp = trees.new_temp()
-    trees.renumber(node_id, temp)
+    # A folder that is not only kept was moved here, or lies in one that was: what is in it stays, too.
+    trees.renumber(node_id, temp, is_moved=not is_kept)
     here = trees.local.get(temp)
     if here is not None:
         trees.put_local(replace(here, is_kept=is_kept, is_parked=False))

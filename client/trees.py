@@ -130,8 +130,12 @@ class Trees:
         self.next_temp -= 1
         return temp
 
-    def renumber(self, old: int, new: int) -> None:
-        """The local entry `old` is called `new` from now on, also by what lies in it."""
+    def renumber(self, old: int, new: int, *, is_moved: bool = False) -> None:
+        """The local entry `old` is called `new` from now on, also by what lies in it.
+
+        `is_moved`: what lies in it was moved along. What the server has lost of that stays agreed on where it
+        was, and so is seen to be moved whenever a plan comes to it.
+        """
         self._conn.execute("DELETE FROM local_blocks WHERE id = ?", (new,))
         self._conn.execute("UPDATE local_blocks SET id = ? WHERE id = ?", (new, old))
         node = self.local.get(old)
@@ -141,6 +145,8 @@ class Trees:
         for child in self.local.children(old):
             self.put_local(replace(_there(self.local.get(child)), parent=new))
         for child in self.synced.children(old):
+            if is_moved and child not in self.remote:
+                continue
             self.put_synced(replace(_there(self.synced.get(child)), parent=new))
 
     def local_path(self, node_id: int) -> bytes:

@@ -1,9 +1,23 @@
 """What a plan holds, for trees made by hand."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
-from client.model import ROOT, Detach, Kind, LocalNode, RemoveFile, RemoveFolder, SyncedNode
+from client.model import (
+    ROOT,
+    Detach,
+    Kind,
+    LocalNode,
+    RemoteNode,
+    RemoveFile,
+    RemoveFolder,
+    SendFile,
+    SyncedNode,
+)
 from client.plan import make_plan
+from client.settle import note_file_added, note_folder_sent, settle
 from client.trees import Trees
 
 
@@ -62,3 +76,60 @@ def test_what_is_new_in_a_lost_folder_keeps_all_lost_folders_above(trees: Trees)
     plan = make_plan(trees)
     assert set(plan.settle) == {Detach(1, is_kept=True), Detach(2, is_kept=True)}
     assert set(plan.disk) == {RemoveFolder(3), RemoveFile(4)}
+
+
+def files_after_all(trees: Trees, *, is_busy: Callable[[int], bool]) -> int:
+    """How many files are left when small plans have been carried out to the end; what `is_busy` is left alone
+    until nothing else is to do."""
+    is_waiting, next_id = True, 10_000
+    while True:
+        plan = make_plan(trees, [x for x in trees.dirty if not (is_waiting and is_busy(x))], enough=10)
+        for settlement in plan.settle:
+            settle(trees, settlement)
+        if plan.settle:
+            continue
+        for action in plan.disk:
+            assert isinstance(action, RemoveFile | RemoveFolder)
+            trees.drop_local(action.id)
+            trees.drop_synced(action.id)
+        ready = [x for x in plan.send if not isinstance(x, SendFile) or x.is_ready]
+        for sent in ready:
+            here = trees.local.get(sent.id)
+            assert here is not None and here.content is not None
+            next_id += 1
+            r = RemoteNode(next_id, here.parent, here.name, here.kind, content=here.content)
+            if here.kind is Kind.FOLDER:
+                note_folder_sent(trees, sent.id, here.place, r)
+            else:
+                note_file_added(trees, sent.id, here.place, here.content, r)
+        if not (plan.disk or ready):
+            if not is_waiting:
+                assert not trees.dirty
+                return sum(x.kind is Kind.FILE for x in trees.local.nodes())
+            is_waiting = False
+
+
+@pytest.mark.parametrize("is_busy", [lambda _: False, lambda x: x > 2, lambda x: x % 3 == 0])
+def test_all_that_was_moved_here_stays_when_its_folder_is_gone(
+    trees: Trees, is_busy: Callable[[int], bool]
+) -> None:
+    put_gone(trees, 1, ROOT)
+    put_gone(trees, 2, 1)
+    put_gone(trees, 3, 2)
+    for node_id in range(100, 150):
+        put_gone(trees, node_id, 2 if node_id % 2 else 3, content=b"text")
+    moved = trees.local.get(2)
+    assert moved is not None
+    trees.put_local(replace(moved, parent=ROOT))
+    assert files_after_all(trees, is_busy=is_busy) == 50
+
+
+def test_what_was_not_moved_goes_from_around_what_was(trees: Trees) -> None:
+    for folder in (1, 2, 3):
+        put_gone(trees, folder, 1 if folder > 1 else ROOT)
+    for node_id in range(100, 150):
+        put_gone(trees, node_id, 2 if node_id % 2 else 3, content=b"text")
+    moved = trees.local.get(2)
+    assert moved is not None
+    trees.put_local(replace(moved, parent=3))
+    assert files_after_all(trees, is_busy=lambda x: x % 3 == 0) == 25
