@@ -95,7 +95,8 @@ def files_after_all(trees: Trees, *, is_busy: Callable[[int], bool]) -> int:
         ready = [x for x in plan.send if not isinstance(x, SendFile) or x.is_ready]
         for sent in ready:
             here = trees.local.get(sent.id)
-            assert here is not None and here.content is not None
+            assert here is not None
+            assert here.content is not None
             next_id += 1
             r = RemoteNode(next_id, here.parent, here.name, here.kind, content=here.content)
             if here.kind is Kind.FOLDER:
