@@ -144,7 +144,7 @@ class ShardPool:
             await pool.putconn(conn)
 
     def _unavailable(self) -> ShardUnavailable:
-        # Clients learn of namespaces, never of shards; the log names it.
+        # Clients learn of namespaces, never of shards.
         return ShardUnavailable("the database of this namespace does not answer")
 
     async def _probe_forever(self) -> None:

@@ -265,7 +265,7 @@ class UploadSessionNotFound(ShardboxError):
 
 
 class UploadSessionCommitted(ShardboxError):
-    """The upload session has been committed with another request."""
+    """The upload session has been committed already, with another request if this is a commit."""
 
     code, status = "upload_session_committed", 409
 
@@ -310,7 +310,7 @@ class TooManyWriteOperations(ShardboxError):
 
 
 class TooManyRequests(ShardboxError):
-    """The account asks more often than its rate; come again after Retry-After."""
+    """The account, or the address, asks more often than its rate; come again after Retry-After."""
 
     code, status, retryable = "too_many_requests", 429, True
 

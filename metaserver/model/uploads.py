@@ -67,6 +67,7 @@ def check_lengths(counts: Mapping[int, int], size: int) -> None:
         ContentMismatch: it cannot.
     """
     full_count, last = divmod(size, BLOCK_BYTES)
-    may_have = {BLOCK_BYTES: full_count, last: 1}
+    may_have = {BLOCK_BYTES: full_count, last: 1 if last else 0}
     if any(count > may_have.get(length, 0) for length, count in counts.items()):
-        raise ContentMismatch(f"a file of {size} bytes has {full_count} full blocks, and one of {last} bytes")
+        having = " and ".join(f"{n} of {length} bytes" for length, n in may_have.items() if n)
+        raise ContentMismatch(f"blocks of a file of {size} bytes: {having or 'none'}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from metaserver.storage.block_rows import (
 )
 from metaserver.storage.listing import NamespaceReader
 from metaserver.storage.namespaces import find_level
-from metaserver.storage.sessions import SessionKey, TargetRow, count_targets, ensure_targets, lock_session
+from metaserver.storage.sessions import SessionKey, TargetRow, count_taken, ensure_targets, lock_session
 from sharding.pool import Connection
 from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
@@ -222,9 +223,13 @@ async def _admit_to_session(conn: Connection, key: SessionKey, blocks: Sequence[
     at_us = await get_clock_us(conn)
     fresh = [TargetRow(block.hash, new_generation(at_us), block.size) for block in blocks]
     there = await ensure_targets(conn, key, fresh, oldest_generation=b"")
-    # Those that were given out one by one need no count, which reads them all.
-    if any(there[row.hash] == row for row in fresh):
-        check_lengths(await count_targets(conn, key), session.plan.file_size)
+    # What was there has been counted, or was given out block by block.
+    added = Counter(row.size for row in fresh if there[row.hash] == row)
+    if added:
+        file_size = session.plan.file_size
+        check_lengths(added, file_size)
+        full, last = await count_taken(conn, key, added[BLOCK_BYTES], added[file_size % BLOCK_BYTES])
+        check_lengths({BLOCK_BYTES: full, file_size % BLOCK_BYTES: last}, file_size)
 
 
 def _checked_size(block: BeginBlock) -> int:

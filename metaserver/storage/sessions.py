@@ -208,14 +208,20 @@ async def ensure_targets(
     return {row[0]: TargetRow(row[0], row[1], row[2]) for row in await cursor.fetchall()}
 
 
-async def count_targets(conn: Connection, key: SessionKey) -> dict[int, int]:
-    """How many targets a session has, by the length of the block."""
+async def count_taken(conn: Connection, key: SessionKey, full: int, last: int) -> tuple[int, int]:
+    """Count distinct blocks that have come by the session's address: full ones, and those of the last length.
+
+    Tx: the session's row is locked. Gives both counts so far.
+    """
     cursor = await conn.execute(
-        "SELECT size, count(*) FROM ns.upload_targets WHERE ns_id = %s AND session_id = %s GROUP BY size",
-        [key.ns_id, key.session_id],
+        "UPDATE ns.upload_sessions s SET taken_full = taken_full + %s, taken_last = taken_last + %s"
+        f" WHERE {_OWN} RETURNING taken_full, taken_last",
+        [full, last, *key.params],
         binary=True,
     )
-    return dict(await cursor.fetchall())
+    row = await cursor.fetchone()
+    assert row is not None, "the session is locked"
+    return row[0], row[1]
 
 
 @dataclass(frozen=True, slots=True)

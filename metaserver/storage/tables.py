@@ -121,6 +121,10 @@ upload_sessions = sa.Table(
     sa.Column("file_size", sa.BigInteger, nullable=False),
     sa.Column("content_hash", BYTEA, nullable=False),
     sa.Column("blocklist", BYTEA, comment="concatenated digests; null: not told when the session began"),
+    sa.Column("taken_full", sa.Integer, nullable=False, server_default="0", comment="by the open address"),
+    sa.Column(
+        "taken_last", sa.Integer, nullable=False, server_default="0", comment="those of the last length"
+    ),
     sa.Column("expires_at", Timestamp, nullable=False),
     sa.Column("commit_digest", BYTEA, comment="SHA-256 of the commit that used it up"),
     sa.Column("commit_answer", BYTEA, comment="its answer, as msgpack"),

@@ -78,6 +78,12 @@ def upgrade() -> None:
             postgresql.BYTEA(),
             comment="concatenated digests; null: not told when the session began",
         ),
+        sa.Column(
+            "taken_full", sa.Integer(), nullable=False, server_default="0", comment="by the open address"
+        ),
+        sa.Column(
+            "taken_last", sa.Integer(), nullable=False, server_default="0", comment="those of the last length"
+        ),
         sa.Column("expires_at", _TIMESTAMP, nullable=False),
         sa.Column("commit_digest", postgresql.BYTEA(), comment="SHA-256 of the commit that used it up"),
         sa.Column("commit_answer", postgresql.BYTEA(), comment="its answer, as msgpack"),

@@ -475,7 +475,7 @@ async def test_open_sessions_are_bounded(ada: Uploader):
     sql(
         ada,
         "INSERT INTO ns.upload_sessions SELECT ns_id, decode(md5(n::text), 'hex'), account_id, parent_id,"
-        " file_name, file_size, content_hash, blocklist, expires_at, NULL, NULL"
+        " file_name, file_size, content_hash, blocklist, 0, 0, expires_at, NULL, NULL"
         " FROM ns.upload_sessions, generate_series(3, %s) n WHERE session_id = %s",
         MAX_OPEN_SESSIONS,
         session_id,

@@ -129,6 +129,7 @@ async def assert_outage(outage: Outage, out: str) -> None:
         (w_s, w), (r_s, r), (ow_s, ow), (or_s, _) = await asyncio.gather(*map(timed, calls))
         for took_s, result in ((w_s, w), (r_s, r)):
             assert isinstance(result, ShardUnavailable), result
+            assert "shard" not in f"{result} {result.details}", "clients learn of namespaces alone"
             assert result.retryable
             assert took_s < ANSWER_S + SLACK_S
         assert isinstance(ow, int), ow
