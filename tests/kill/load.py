@@ -190,7 +190,8 @@ def root_of(device: ApiDevice) -> NsId:
 def run_client(folder: Path, *, fault: str | None = None) -> int:
     """`shardbox sync` once; its exit status, negative for the signal that ended it."""
     env = {"SHARDBOX_FAULT": fault} if fault else {}
-    done = run_command(CLIENT, "sync", str(folder), env=env, timeout_s=120)
+    # Small pages, so that a small tree's listing has several.
+    done = run_command(CLIENT, "sync", "--page-entries", "10", str(folder), env=env, timeout_s=120)
     if done.returncode > 0:
         raise AssertionError(f"sync of {folder}: {done.stderr[-2000:]}")
     return done.returncode
