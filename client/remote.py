@@ -119,7 +119,9 @@ class Remote:
             # A name that this client must not put on a disk: as if it were not there, but not deleted either.
             return
         node = parse_entry(entry, known)
-        trees.put_remote(node)
+        if node != known:
+            # What this device has sent comes back like everything else.
+            trees.put_remote(node)
         if node.kind is Kind.FILE and entry.blocks is not msgspec.UNSET:
             self._state.put_remote_blocks(entry_id, node.rev, bytes.fromhex("".join(entry.blocks)))
         elif node.kind is Kind.FILE and known is not None and known.rev != node.rev:
