@@ -6,6 +6,7 @@ Hints are never believed in detail: they only say where to look.
 import asyncio
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from client.api import Unreachable, backoff_s
 from client.folder import MARKER_DIR, Folder
 from client.remote import Remote
 from client.rescan import Rescan
+from client.state import is_disk_full
 from wire.errors import DeviceRevoked, InvalidCursor, InvalidRefreshToken, ShardboxError
 
 STEP_MS = 15
@@ -191,7 +193,10 @@ class ServerWatch:
                     await self._account.get_token(None)
             except (DeviceRevoked, InvalidRefreshToken):
                 raise
-            except (Unreachable, ShardboxError) as problem:
+            except (Unreachable, ShardboxError, OSError, sqlite3.OperationalError) as problem:
+                if isinstance(problem, sqlite3.OperationalError) and not is_disk_full(problem):
+                    raise
+                # A full disk has no room for a new token, nor perhaps for the file that locks it.
                 self.trouble = str(problem)
                 if isinstance(problem, InvalidCursor):
                     self._want_read()

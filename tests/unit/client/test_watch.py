@@ -2,6 +2,8 @@
 server that has nothing to tell."""
 
 import asyncio
+import errno
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,37 @@ def test_when_there_are_watches_again_all_folders_are_watched(tmp_path: Path) ->
     await is_seen(rescan, state, last / "a")
 """,
     )
+
+
+def full_disk() -> Exception:
+    problem = sqlite3.OperationalError("database or disk is full")
+    problem.sqlite_errorname = "SQLITE_FULL"
+    return problem
+
+
+@pytest.mark.parametrize("problem", [full_disk(), OSError(errno.ENOSPC, "No space left on device")])
+async def test_a_full_disk_does_not_end_the_watch(problem: Exception) -> None:
+    troubles: list[str | None] = []
+
+    async def longpoll(cursor: str, timeout_s: int) -> LongpollResult:
+        await asyncio.sleep(0)
+        troubles.append(watch.trouble)
+        return LongpollResult(changes=False)
+
+    async def get_token(refused: str | None) -> str:
+        if len(troubles) == 1:
+            raise problem
+        if len(troubles) == 3:
+            raise DeviceRevoked()
+        return "good"
+
+    remote = cast("Remote", SimpleNamespace(cursor="cursor", is_complete=True))
+    account = cast("Account", SimpleNamespace(calls=SimpleNamespace(longpoll=longpoll), get_token=get_token))
+    watch = ServerWatch(remote, account, 30, lambda: None)
+    with pytest.raises(DeviceRevoked):
+        async with asyncio.timeout(20):
+            await watch.run()
+    assert troubles == [None, str(problem), None]
 
 
 async def test_a_device_with_nothing_to_do_notices_that_it_was_revoked() -> None:
