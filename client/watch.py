@@ -39,7 +39,8 @@ LOOK_S = 600.0
 """The whole folder is looked at this often in any case: events get lost without a word, by a queue that
 overflows and on network file systems."""
 LOOK_SHARE = 0.02
-"""Such looks take at most this share of the time: 100,000 files, which take 5 s, are looked at each 250 s."""
+"""Such looks take at most this share of the time: 100,000 files, which take 5 s, are looked at each 250 s
+where not every folder can be watched; where all are only what takes longer than 12 s is looked at less."""
 
 
 class DiskWatch:
