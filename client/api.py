@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -19,6 +20,8 @@ from client.limits import Bucket
 from wire.blocks import MAX_PACK_BYTES
 from wire.errors import ErrorBody, InternalError, ShardboxError, Unauthenticated, error_from_info
 from wire.faults import declare, fault_point
+
+T = TypeVar("T")
 
 declare("client.api.send_before", "client.api.send_after")
 
@@ -100,12 +103,22 @@ class Api:
         self._token_source = token_source
 
     async def send(self, servers: Servers, request: Request, *, patience_s: float) -> bytes:
-        """The body of the answer.
+        """The body of the answer; raises as `ask`."""
+        return await self._send(servers, request, bytes, patience_s)
+
+    async def ask(self, servers: Servers, request: Request, answer: type[T], *, patience_s: float) -> T:
+        """The answer. A body that is none (a proxy's page) is a failure of the server like any other.
 
         Raises:
             ShardboxError: a server answered with an error that no retry can help.
             Unreachable: patience is at an end.
         """
+        decoder = msgspec.json.Decoder(answer)
+        return await self._send(servers, request, decoder.decode, patience_s)
+
+    async def _send(
+        self, servers: Servers, request: Request, decode: Callable[[bytes], T], patience_s: float
+    ) -> T:
         deadline = time.monotonic() + patience_s
         attempt, refused = 0, None
         while True:
@@ -116,7 +129,7 @@ class Api:
                 url = servers.best()
                 wait_s: float | None = None
                 try:
-                    return await self._send_once(url, request, token)
+                    return decode(await self._send_once(url, request, token))
                 except Unauthenticated:
                     if token is None or refused is not None:
                         raise
@@ -129,7 +142,7 @@ class Api:
                         servers.avoid(url)
                     wait_s = None if error.retry_after_s is None else float(error.retry_after_s)
                     problem: Exception = error
-                except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
                     servers.avoid(url)
                     problem = error
             refused = None

@@ -41,7 +41,7 @@ class Calls:
         self, servers: Servers, path: str, body: msgspec.Struct, answer: type[T], *, needs_token: bool = True
     ) -> T:
         request = Request(method="POST", path=path, body=msgspec.json.encode(body), needs_token=needs_token)
-        return msgspec.json.decode(await self._api.send(servers, request, patience_s=PATIENCE_S), type=answer)
+        return await self._api.ask(servers, request, answer, patience_s=PATIENCE_S)
 
     # ---- Metadata
 
@@ -80,8 +80,7 @@ class Calls:
             body=msgspec.json.encode(wire_api.Restore(path=path, rev=rev)),
             headers={wire_api.IDEMPOTENCY_HEADER: key},
         )
-        answer = await self._api.send(self.meta, request, patience_s=PATIENCE_S)
-        return msgspec.json.decode(answer, type=wire_api.Metadata)
+        return await self._api.ask(self.meta, request, wire_api.Metadata, patience_s=PATIENCE_S)
 
     async def get_blocks(self, rev: str) -> list[BlockHash]:
         """The whole block list of a rev."""
@@ -101,8 +100,7 @@ class Calls:
             body=body,
             headers={wire_api.IDEMPOTENCY_HEADER: key},
         )
-        answer = await self._api.send(self.meta, request, patience_s=PATIENCE_S)
-        return msgspec.json.decode(answer, type=wire_api.BatchResult)
+        return await self._api.ask(self.meta, request, wire_api.BatchResult, patience_s=PATIENCE_S)
 
     async def longpoll(self, cursor: str, timeout_s: int) -> wire_api.LongpollResult:
         """Wait until the cursor is behind."""
@@ -114,8 +112,7 @@ class Calls:
             needs_token=False,
             timeout_s=timeout_s + wire_api.MAX_POLL_JITTER_S + LONGPOLL_SLACK_S,
         )
-        answer = await self._api.send(self.notif, request, patience_s=PATIENCE_S)
-        return msgspec.json.decode(answer, type=wire_api.LongpollResult)
+        return await self._api.ask(self.notif, request, wire_api.LongpollResult, patience_s=PATIENCE_S)
 
     # ---- Blocks
 
@@ -138,8 +135,7 @@ class Calls:
             content_type="application/octet-stream",
             up=self.up,
         )
-        answer = await self._api.send(self.block, request, patience_s=PATIENCE_S)
-        return msgspec.json.decode(answer, type=wire_blocks.PutVerdict)
+        return await self._api.ask(self.block, request, wire_blocks.PutVerdict, patience_s=PATIENCE_S)
 
     async def put_pack(self, pack: bytes) -> wire_blocks.PutPackResult:
         """Send many blocks."""
@@ -150,8 +146,7 @@ class Calls:
             content_type=wire_blocks.PACK_CONTENT_TYPE,
             up=self.up,
         )
-        answer = await self._api.send(self.block, request, patience_s=PATIENCE_S)
-        return msgspec.json.decode(answer, type=wire_blocks.PutPackResult)
+        return await self._api.ask(self.block, request, wire_blocks.PutPackResult, patience_s=PATIENCE_S)
 
     async def get_pack(self, hashes: list[BlockHash]) -> bytes:
         """Up to 1,000 blocks as a pack."""
@@ -187,8 +182,8 @@ async def discover(
         Unreachable: nobody answers, or nobody that is a Shardbox server.
     """
     request = Request(method="GET", path="/.well-known/shardbox", needs_token=False)
-    answer = await Api(session).send(Servers([url]), request, patience_s=patience_s)
     try:
+        answer = await Api(session).send(Servers([url]), request, patience_s=patience_s)
         found = msgspec.json.decode(answer, type=wire_api.Discovery)
     except msgspec.DecodeError as error:
         raise Unreachable(f"{url} is not a Shardbox server") from error

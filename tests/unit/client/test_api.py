@@ -106,6 +106,16 @@ async def test_a_dead_server_is_passed_over(
     assert servers.best() == url
 
 
+async def test_an_answer_that_is_not_ours_is_passed_over(
+    serve: Callable[[Script], Awaitable[str]], session: aiohttp.ClientSession
+) -> None:
+    page, url = [await serve(Script(web.Response(body=body))) for body in (b"<p>Log in!</p>", b'{"a": 1}')]
+    servers = Servers([page, url])
+    assert await Api(session).ask(servers, POST, dict[str, int], patience_s=30) == {"a": 1}
+    with pytest.raises(Unreachable):
+        await Api(session).ask(Servers([page]), POST, dict[str, int], patience_s=0.2)
+
+
 async def test_patience_comes_to_an_end(session: aiohttp.ClientSession) -> None:
     with pytest.raises(Unreachable):
         await Api(session).send(Servers(["http://127.0.0.1:1"]), POST, patience_s=0.2)
