@@ -48,6 +48,10 @@ class Unreachable(Exception):
         self.retry_after_s = retry_after_s
 
 
+class NoShardbox(Unreachable):
+    """Somebody answers, but nobody that tells of servers."""
+
+
 @dataclass(slots=True)
 class Servers:
     """The servers of one kind, any of which may be asked."""

@@ -5,10 +5,11 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from client.api import Api, Request, Servers, TokenSource, Unreachable
+from client.api import Api, NoShardbox, Request, Servers, TokenSource
 from client.limits import Bucket
 from wire import api as wire_api
 from wire import blocks as wire_blocks
+from wire.errors import ShardboxError
 from wire.hashes import BlockHash, parse_hash
 from wire.ids import NsId, format_ns_id
 
@@ -179,14 +180,15 @@ async def discover(
     """The servers behind a URL.
 
     Raises:
-        Unreachable: nobody answers, or nobody that is a Shardbox server.
+        NoShardbox: what answers is something else, or a server that devices do not link to.
+        Unreachable: nobody answers.
     """
     request = Request(method="GET", path="/.well-known/shardbox", needs_token=False)
     try:
         answer = await Api(session).send(Servers([url]), request, patience_s=patience_s)
         found = msgspec.json.decode(answer, type=wire_api.Discovery)
-    except msgspec.DecodeError as error:
-        raise Unreachable(f"{url} is not a Shardbox server") from error
+    except (ShardboxError, msgspec.DecodeError) as error:
+        raise NoShardbox(f"{url} is not a Shardbox server") from error
     if not found.metaservers:
         return msgspec.structs.replace(found, metaservers=[url])
     return found

@@ -9,6 +9,7 @@ refused what was asked for · 130, 143 a sync without --watch was ended by SIGIN
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -55,13 +56,14 @@ class Unlinked(msgspec.Struct, frozen=True):
 
 @app.command("link")
 def link_command(
-    url: Annotated[str, typer.Argument(help="Any server's URL; the others are found through it.")],
+    url: Annotated[str, typer.Argument(help="A metaserver's URL; the others are found through it.")],
     folder: Annotated[Path, typer.Argument(help="The folder to sync; made if it is not there.")],
     code: Annotated[str, typer.Option("--code", prompt=True, help="The link code, good for one device.")],
     name: Annotated[str | None, typer.Option("--name", help="What this device is called.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make FOLDER a device of the account that the code was given out for."""
+    url = url.strip()
     if not _is_web_url(url):
         raise typer.BadParameter(f"{url} is not the URL of a server: it begins with https:// or http://")
     place = Folder(folder)
@@ -77,8 +79,15 @@ def link_command(
         async with open_session() as session:
             # Should this be the wrong URL, nothing has been made for it.
             await discover(session, url)
-            with contextlib.closing(place.create()) as state:
-                await link(state, session, url=url, code=code, device_name=name or socket.gethostname())
+            is_new = not os.path.lexists(place.private)
+            try:
+                with contextlib.closing(place.create()) as state:
+                    await link(state, session, url=url, code=code, device_name=name or socket.gethostname())
+            except ShardboxError:
+                # Refused: there is nothing to be taken up again, as there is when no answer came.
+                if is_new:
+                    shutil.rmtree(place.private)
+                raise
 
     run(work())
     _print_status(place, output)
@@ -87,9 +96,12 @@ def link_command(
 def _is_web_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        # Both refuse what no request could be sent to: UnicodeError is a ValueError.
+        is_port = parts.port != 0
+        is_host = bool((parts.hostname or "").encode("idna").decode("idna"))
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    return parts.scheme in ("http", "https") and is_host and is_port
 
 
 def _rate(text: str | None) -> int | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import typer
 
-from client.api import Unreachable
+from client.api import NoShardbox, Unreachable
 from client.folder import AlreadyRunning, Folder, FolderProblem
 from client.schema import WrongVersion
 from client.sync import GaveUp
@@ -63,6 +63,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         fail(Exit.FOLDER, str(problem))
     except AlreadyRunning as problem:
         fail(Exit.RUNNING, str(problem))
+    except NoShardbox as problem:
+        fail(Exit.UNREACHABLE, str(problem))
     except (GaveUp, Unreachable) as problem:
         fail(Exit.UNREACHABLE, f"the servers do not answer: {problem}")
     except DeviceRevoked as problem:
