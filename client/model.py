@@ -147,9 +147,13 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Synced no longer knows the entry: it is gone on both sides, or comes back as new."""
+    """Synced no longer knows the entry: it is gone on both sides, or comes back as new.
+
+    `was_moved`: what lies in it was moved along on the server, and comes back, too.
+    """
 
     id: int
+    was_moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,7 +304,7 @@ class _Planner:
 
     def _decide_gone_here(self, s: SyncedNode, r: RemoteNode | None) -> None:
         if r is None or self.removals.is_news_there(s.id):
-            self.plan.settle.append(Forget(s.id))
+            self.plan.settle.append(Forget(s.id, was_moved=self.removals.was_moved_there(s.id)))
         elif not self._is_covered(r):
             waits = self.removals.movers_out(s.id)
             if waits:
@@ -314,15 +314,14 @@ class _Planner:
                 self._add_send(SendDelete(s.id))
 
     def _is_covered(self, r: RemoteNode) -> bool:
-        """Whether the folder above is deleted as well, which takes this along."""
+        """Whether the folder above is deleted as well, or has been, which takes this along."""
         above = r.parent
-        return (
-            above != ROOT
-            and above not in self.local
-            and above in self.synced
-            and above in self.remote
-            and not self.removals.is_news_there(above)
-        )
+        if above == ROOT or above in self.local:
+            return False
+        if above not in self.remote:
+            # What was moved out of it in time, and what was not, is for the listing to tell.
+            return True
+        return above in self.synced and not self.removals.is_news_there(above)
 
     def _decide_gone_there(self, s: SyncedNode, here: LocalNode) -> None:
         fate = here.id in self._kept or self.removals.stays_here(here.id)

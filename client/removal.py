@@ -50,9 +50,21 @@ class Removals:
                 continue
             below = self._remote.children(at)
             # What is left out here has not been seen by whoever deletes here.
-            is_news = self._differs(at) or self._hidden.has_children(at)
+            is_news = self._differs(at) or self._hidden.has_children(at) or self.was_moved_there(at)
             self._news[at] = is_news or any(self._news[x] for x in below)
             self._movers[at] = frozenset().union(*(self._movers[x] for x in below))
+
+    def was_moved_there(self, node_id: int) -> bool:
+        """Whether it, or a folder above that the disk has lost too, was moved on the server.
+
+        It lasts, as Forget marks what lies in such a folder.
+        """
+        chain = [node_id, *self._remote.ancestors(node_id)]
+        return any(self._is_gone_here(x) and self._is_elsewhere_there(x) for x in chain)
+
+    def _is_elsewhere_there(self, node_id: int) -> bool:
+        r, s = self._remote.get(node_id), self._synced.get(node_id)
+        return r is not None and s is not None and r.place != s.place
 
     def _is_gone_here(self, node_id: int) -> bool:
         return node_id in self._synced and node_id not in self._local

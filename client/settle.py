@@ -30,7 +30,9 @@ def settle(trees: Trees, action: Settlement) -> None:
             _agree(trees, node_id)
         case Detach(node_id, is_kept):
             detach(trees, node_id, is_kept=is_kept)
-        case Forget(node_id):
+        case Forget(node_id, was_moved):
+            if was_moved:
+                _mark_moved(trees, node_id)
             trees.drop_synced(node_id)
         case Undo(node_id):
             undo_move(trees, node_id)
@@ -46,6 +48,16 @@ def detach(trees: Trees, node_id: int, *, is_kept: bool = False) -> int:
     if here is not None:
         trees.put_local(replace(here, is_kept=is_kept, is_parked=False))
     return temp
+
+
+def _mark_moved(trees: Trees, folder: int) -> None:
+    """Call what the disk has lost of a folder agreed on beside it: so it is seen to be moved on the server
+    whenever a plan comes to it."""
+    above = trees.synced.get(folder)
+    for child in trees.synced.children(folder) if above is not None else ():
+        s = trees.synced.get(child)
+        if above is not None and s is not None and child not in trees.local:
+            trees.put_synced(replace(s, parent=above.parent))
 
 
 def undo_move(trees: Trees, node_id: int) -> None:
@@ -119,9 +131,11 @@ def note_moved(trees: Trees, node_id: int, sent: Place, r: RemoteNode) -> None:
 
 
 def note_deleted(trees: Trees, node_id: int) -> None:
-    """The server deleted the entry and all below it."""
-    for found in [*trees.remote.below(node_id)]:
-        trees.drop_remote(found)
+    """The server deleted the entry and all below it.
+
+    What was below stays known until the listing tells of the deletion: somebody may have moved it out before,
+    and of what lies in a moved folder the listing says nothing more.
+    """
     trees.drop_remote(node_id)
 
 

@@ -443,6 +443,9 @@ class Sync:
             await asyncio.to_thread(self._folder.check)
         refused = await self._committer.send(batch, self._prepared)
         self._has_sent = True
+        if deletes:
+            # Only the listing tells what has gone with a folder.
+            self._must_read = True
         for action in batch:
             if action.id not in self._state.trees.dirty:
                 self._prepared.pop(action.id, None)

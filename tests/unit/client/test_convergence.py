@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from client.model import (
@@ -274,6 +275,12 @@ class Device:
         here, s = self.trees.local.get(node_id), self.trees.synced.get(node_id)
         return here is not None and s is not None and not here.is_parked and here.place != s.place
 
+    def move(self, node: LocalNode) -> None:
+        """Put it elsewhere. If the deletion is known already it may be back at its old place, and go."""
+        if node.id in self.trees.synced and node.id not in self.trees.remote:
+            self.gone.deleted.update(self.contents_at(node.id))
+        self.trees.put_local(node)
+
     def folders(self) -> list[int]:
         return [ROOT, *sorted(x.id for x in self.trees.local.nodes() if x.kind is Kind.FOLDER)]
 
@@ -299,7 +306,7 @@ class Device:
         elif what == "move":
             held = t.local.child(folder, name)
             if held in (None, node.id) and node.id not in [folder, *t.local.ancestors(folder)]:
-                t.put_local(replace(node, parent=folder, name=name, disk_name=name.encode()))
+                self.move(replace(node, parent=folder, name=name, disk_name=name.encode()))
         elif what == "delete":
             self.gone.deleted.update(self.contents_at(node.id))
             for x in [*t.local.below(node.id), node.id]:
@@ -309,8 +316,8 @@ class Device:
             twin = t.local.get(pick(ids))
             assert twin is not None
             if twin.parent == node.parent and twin.id != node.id:
-                t.put_local(replace(node, name=twin.name))
-                t.put_local(replace(twin, name=node.name))
+                self.move(replace(node, name=twin.name))
+                self.move(replace(twin, name=node.name))
 
 
 @dataclass
@@ -379,6 +386,12 @@ def play(numbers: list[int], enough: int) -> None:
                 device.step(pick([ENOUGH_ACTIONS, 2, 1]), busy=pick([None, 0, 1, 2]))
             case _:
                 device.act(pick, contents)
+    converge(server, devices, enough)
+    kept = set(made[len(contents) :]) - gone.replaced - gone.deleted
+    assert kept <= set(shape(server.tree).values())
+
+
+def converge(server: Server, devices: list[Device], enough: int) -> None:
     for _ in range(400):
         idle = 0
         for device in devices:
@@ -389,8 +402,6 @@ def play(numbers: list[int], enough: int) -> None:
     for device in devices:
         assert shape(device.trees.local) == shape(server.tree), (make_plan(device.trees), device.trees.dirty)
         assert not device.trees.dirty
-    kept = set(made[len(contents) :]) - gone.replaced - gone.deleted
-    assert kept <= set(shape(server.tree).values())
 
 
 @settings(max_examples=500, deadline=None)
@@ -398,3 +409,22 @@ def play(numbers: list[int], enough: int) -> None:
 @given(st.lists(st.integers(0, 255), min_size=40, max_size=160), st.sampled_from([ENOUGH_ACTIONS, 3, 1]))
 def test_two_devices_converge_and_lose_nothing(numbers: list[int], enough: int) -> None:
     play(numbers, enough)
+
+
+@pytest.mark.parametrize("enough", [ENOUGH_ACTIONS, 1])
+def test_a_folder_moved_out_of_one_that_is_deleted_comes_whole(enough: int) -> None:
+    server = Server()
+    devices = [Device(server, Gone()), Device(server, Gone())]
+    start_with_folders(server, devices, [f"content {n}".encode() for n in range(9)])
+    mover, deleter = devices
+    top = server.tree.child(ROOT, "a")
+    assert top is not None
+    inner = mover.trees.local.get(server.tree.child(top, "a") or 0)
+    assert inner is not None
+    mover.move(replace(inner, parent=ROOT, name="b"))
+    mover.step()
+    for node_id in [*deleter.trees.local.below(top), top]:
+        deleter.trees.drop_local(node_id)
+    deleter.step()
+    converge(server, devices, enough)
+    assert sum(x.kind is Kind.FILE for x in server.tree.nodes()) == 6
