@@ -113,6 +113,14 @@ class Device:
 
     def tree(self) -> dict[str, bytes | None]:
         """Relative path → content (its hash, if long), None for a folder; without the marker."""
+        while True:
+            try:
+                return self._read_tree()
+            except (FileNotFoundError, NotADirectoryError):  # something went while we looked
+                if not self.folder.is_dir():
+                    raise
+
+    def _read_tree(self) -> dict[str, bytes | None]:
         found: dict[str, bytes | None] = {}
         todo = [os.fsencode(self.folder)]
         while todo:
