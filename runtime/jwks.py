@@ -7,7 +7,6 @@ the issuer does not answer        ──►  the known keys serve on, for an hou
 """
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
 from runtime.logs import get_log
+from runtime.tasks import end
 from wire.errors import UpstreamUnavailable
 
 _log = get_log(__name__)
@@ -126,11 +126,7 @@ class IssuerKeys:
 
     async def stop(self) -> None:
         """End it."""
-        for task in (self._loop_task, self._flight):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await end(self._loop_task, self._flight)
 
     def holds(self, kid: str | None, algorithm: str, key: PublicKey) -> bool:
         """Whether this very key is still the issuer's, as far as we know."""

@@ -5,7 +5,6 @@ the old keys in the very objects that use them. A file that cannot be used chang
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from runtime.logs import get_log
 from runtime.settings import read_ring
+from runtime.tasks import end
 from runtime.tokens import TokenIssuer, TokenVerifier, key_ids
 from wire.keys import KeyRing
 
@@ -81,10 +81,7 @@ class KeyFiles:
 
     async def stop(self) -> None:
         """End."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     def _watch(self, kind: str, path: Path, take: Take, *, has_signer: bool) -> None:
         # Before the content: a change between the two is seen as one.

@@ -3,14 +3,15 @@
 A query may take long for good reasons, so no time-out on it can tell whether its server still lives. The
 probe can: it asks for nothing on a connection of its own. When it gets no answer the shard counts as out: the
 sockets of all queries under way are shut down, so that their callers hear of it at once, and new callers are
-refused without waiting until the probe succeeds again.
+refused without waiting until the probe succeeds again. A process that stood still itself has not listened, so
+that such time does not count.
 """
 
 import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 
 import psycopg
@@ -19,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from runtime.logs import get_log
+from runtime.tasks import end
 from wire.errors import Overloaded, ShardUnavailable
 
 _log = get_log(__name__)
@@ -35,6 +37,8 @@ GET_TIMEOUT_S = 1.5
 PROBE_INTERVAL_S = 0.4
 PROBE_TIMEOUT_S = 1.0
 """An idle PostgreSQL answers in 0.1 ms; on two saturated cores it was seen to take 0.2 s."""
+PROBE_LOOKS = 10
+"""How often at least the event loop looks for the answer within that time."""
 SESSION_OPTIONS = {
     # A statement of ours is bounded in rows; half a minute is a hundred times the longest one measured.
     "statement_timeout": "30s",
@@ -104,10 +108,7 @@ class ShardPool:
 
     async def close(self) -> None:
         """Stop probing and close the connections."""
-        if self._probing is not None:
-            self._probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._probing
+        await end(self._probing)
         await self._drop_pool()
 
     @contextlib.asynccontextmanager
@@ -153,8 +154,7 @@ class ShardPool:
             while True:
                 try:
                     if conn is None:
-                        async with asyncio.timeout(PROBE_TIMEOUT_S):
-                            conn = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                        conn = await self._connect()
                     await _ask(conn)
                     await self._set_in()
                 except (psycopg.Error, TimeoutError, OSError) as error:
@@ -167,6 +167,11 @@ class ShardPool:
         finally:
             if conn is not None:
                 await conn.close()
+
+    async def _connect(self) -> Connection:
+        async with asyncio.timeout(None) as limit:
+            with _patience(lambda: limit.reschedule(asyncio.get_running_loop().time())):
+                return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
 
     async def _set_in(self) -> None:
         if self._pool is None:
@@ -205,11 +210,34 @@ class ShardPool:
 
 async def _ask(conn: Connection) -> None:
     """An answer within the probe's time, or an error."""
-    timer = asyncio.get_running_loop().call_later(PROBE_TIMEOUT_S, _shut_down, conn)
-    try:
+    with _patience(lambda: _shut_down(conn)):
         await conn.execute("SELECT 1")
+
+
+@contextlib.contextmanager
+def _patience(give_up: Callable[[], None]) -> Iterator[None]:
+    """Give up on the body after the probe's time, counted in turns of the event loop.
+
+    After a stall (a paused machine, a long computation) the answer may lie there unread while a timer that
+    ran on meanwhile is due first; a turn counts the same however long it took.
+    """
+
+    call_later = asyncio.get_running_loop().call_later
+    timer: asyncio.TimerHandle | None = None
+
+    def look(left: int) -> None:
+        nonlocal timer
+        if left:
+            timer = call_later(PROBE_TIMEOUT_S / PROBE_LOOKS, look, left - 1)
+        else:
+            give_up()
+
+    look(PROBE_LOOKS)
+    try:
+        yield
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
 
 
 def _shut_down(conn: Connection) -> None:

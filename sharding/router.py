@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 
 from runtime.logs import get_log
+from runtime.tasks import end
 from sharding.directory import ClusterNotCreated, load_map
 from sharding.pool import ShardPool, session_conninfo
 from sharding.shardmap import Placement, ShardMap, ownership_keys, read_map_file, write_map_file
@@ -56,11 +57,7 @@ class Router:
 
     async def close(self) -> None:
         """Stop polling and close all connections."""
-        for task in (self._polling, self._refreshing):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await end(self._polling, self._refreshing)
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
     @property

@@ -4,10 +4,10 @@ What gets lost here is found by the outbox sweep (`services/relay.py`).
 """
 
 import asyncio
-import contextlib
 
 from runtime.logs import get_log
 from runtime.rpc import ServiceClient
+from runtime.tasks import end
 from wire.errors import ShardboxError
 from wire.ids import Jid, NsId
 from wire.internal import MAX_HINTS, Publish, Published
@@ -77,10 +77,7 @@ class _Lane:
         self._task = asyncio.create_task(self._run(), name=f"hints {self._url}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
         await self._flush()
 
     def put(self, ns_id: NsId, jid: Jid) -> None:

@@ -5,7 +5,6 @@ hint may so come twice, never not at all. The same holder has the shard's chores
 """
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,6 +14,7 @@ import psycopg
 from metaserver.services.hints import Publisher
 from metaserver.storage import outbox as rows
 from runtime.logs import get_log
+from runtime.tasks import end
 from sharding.tx import Transactions, Tx, TxKind
 from wire import faults
 from wire.errors import ShardboxError
@@ -56,11 +56,7 @@ class Relay:
 
     async def stop(self) -> None:
         """End."""
-        for task in (self._task, *self._sweeping.values()):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await end(self._task, *self._sweeping.values())
 
     async def _run(self) -> None:
         """A sweep of each shard at a time, each on its own: a shard that hangs delays no other's."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from sharding import pool as pool_module
 from sharding import tx as tx_module
-from sharding.pool import POOL_MAX, ShardPool
+from sharding.pool import POOL_MAX, PROBE_TIMEOUT_S, ShardPool
 from sharding.tx import Tx, WriterQueues
 from tests.support.databases import FreshCluster
 from tests.support.estate import Estate
@@ -325,3 +326,20 @@ async def _two_on_one_shard(services):
     shards = [services.router.placement(user.root_ns).shard for user in users]
     first, second = next((i, j) for i in range(3) for j in range(i + 1, 3) if shards[i] == shards[j])
     return users[first], users[second]
+
+
+async def test_a_process_that_stood_still_does_not_take_it_for_the_servers_silence(
+    fresh_cluster: FreshCluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pool_module, "PROBE_INTERVAL_S", 0.0)  # a question is nearly always under way
+    name, dsn = next(iter(fresh_cluster.shard_dsns.items()))
+    pool = ShardPool(name, dsn, "test")
+    await pool.open()
+    try:
+        for _ in range(4):
+            async with pool.connection() as conn:
+                time.sleep(PROBE_TIMEOUT_S * 1.1)
+                for _ in range(20):
+                    await conn.execute("SELECT 1")
+    finally:
+        await pool.close()
