@@ -169,6 +169,9 @@ def running_seaweedfs(folder: Path) -> Iterator[S3Store]:
             "-master.volumeSizeLimitMB=64",
             "-s3",
             "-s3.iam=false",
+            "-s3.port.iceberg=0",  # both would be at ports of their own choice
+            "-s3.port.lance=0",
+            "-master.telemetry=false",
             f"-s3.config={folder / 's3.json'}",
             *(f"-{name}={port}" for name, port in zip(_WEED_PORTS, ports, strict=True)),
         ]
