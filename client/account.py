@@ -135,16 +135,21 @@ class Account:
 
 
 async def link(
-    state: State, session: aiohttp.ClientSession, *, url: str, code: str, device_name: str
+    state: State,
+    session: aiohttp.ClientSession,
+    *,
+    url: str,
+    servers: Discovery,
+    code: str,
+    device_name: str,
 ) -> None:
-    """Make this folder a device of the account that the code was given out for.
+    """Make this folder a device of the account that the code was given out for, at the servers of that URL.
 
     A link that was cut short is taken up again with the same request, so that the code makes one device.
 
     Raises:
         InvalidLinkCode: unknown, used by somebody else, or expired.
     """
-    servers = await discover(session, url)
     if state.find_fact("link_code") != code:
         with state.tx("link"):
             state.put_fact("link_code", code)

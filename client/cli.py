@@ -78,11 +78,12 @@ def link_command(
     async def work() -> None:
         async with open_session() as session:
             # Should this be the wrong URL, nothing has been made for it.
-            await discover(session, url)
+            servers = await discover(session, url)
             is_new = not os.path.lexists(place.private)
             try:
                 with contextlib.closing(place.create()) as state:
-                    await link(state, session, url=url, code=code, device_name=name or socket.gethostname())
+                    device_name = name or socket.gethostname()
+                    await link(state, session, url=url, servers=servers, code=code, device_name=device_name)
             except ShardboxError:
                 # Refused: there is nothing to be taken up again, as there is when no answer came.
                 if is_new:

@@ -16,6 +16,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from client.account import link
+from client.calls import discover
 from client.folder import Folder
 from client.selection import Verb, find_by_path, order
 from client.session import open_session, sync_folder
@@ -58,7 +59,8 @@ class Accounts:
         async def run() -> None:
             with contextlib.closing(Folder(folder).create()) as state:
                 async with open_session() as session:
-                    await link(state, session, url=url, code=code, device_name=folder.name)
+                    servers = await discover(session, url)
+                    await link(state, session, url=url, servers=servers, code=code, device_name=folder.name)
 
         asyncio.run(run())
         return Device(folder)

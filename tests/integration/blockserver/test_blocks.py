@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from client.account import link
+from client.calls import discover
 from client.folder import Folder
 from client.session import sync_folder
 from client.sync import Options
@@ -390,7 +391,9 @@ async def test_two_devices_sync_through_it(stored: Stack, tmp_path: Path):
     for place in places:
         code = await stored.services.devices.make_code(ada.caller.account_id)
         with contextlib.closing(place.create()) as state:
-            await link(state, stored.http, url=stored.metaserver.url, code=code, device_name="laptop")
+            url = stored.metaserver.url
+            servers = await discover(stored.http, url)
+            await link(state, stored.http, url=url, servers=servers, code=code, device_name="laptop")
     tree = {"Docs/a.txt": b"small", "Docs/deep/large.bin": os.urandom(BLOCK_BYTES + 5), "empty": b""}
     for path, content in tree.items():
         (tmp_path / "a" / path).parent.mkdir(parents=True, exist_ok=True)
