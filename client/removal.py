@@ -37,9 +37,12 @@ class Removals:
     def _weigh(self, top: int) -> None:
         # Without recursion: a tree may be deeper than Python's stack.
         order = [top]
+        was_moved = {top: self.was_moved_there(top)}
         for at in order:
             if at not in self._news and self._is_gone_here(at):
-                order += self._remote.children(at)
+                below = self._remote.children(at)
+                order += below
+                was_moved |= dict.fromkeys(below, was_moved[at] or self._is_elsewhere_there(at))
         for at in reversed(order):
             if at in self._news:
                 continue
@@ -50,7 +53,7 @@ class Removals:
                 continue
             below = self._remote.children(at)
             # What is left out here has not been seen by whoever deletes here.
-            is_news = self._differs(at) or self._hidden.has_children(at) or self.was_moved_there(at)
+            is_news = self._differs(at) or self._hidden.has_children(at) or was_moved[at]
             self._news[at] = is_news or any(self._news[x] for x in below)
             self._movers[at] = frozenset().union(*(self._movers[x] for x in below))
 

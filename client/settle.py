@@ -53,11 +53,13 @@ def detach(trees: Trees, node_id: int, *, is_kept: bool = False) -> int:
 def _mark_moved(trees: Trees, folder: int) -> None:
     """Call what the disk has lost of a folder agreed on beside it: so it is seen to be moved on the server
     whenever a plan comes to it."""
-    above = trees.synced.get(folder)
-    for child in trees.synced.children(folder) if above is not None else ():
+    here = trees.synced.get(folder)
+    if here is None:
+        return
+    for child in trees.synced.children(folder):
         s = trees.synced.get(child)
-        if above is not None and s is not None and child not in trees.local:
-            trees.put_synced(replace(s, parent=above.parent))
+        if s is not None and child not in trees.local:
+            trees.put_synced(replace(s, parent=here.parent))
 
 
 def undo_move(trees: Trees, node_id: int) -> None:
