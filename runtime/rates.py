@@ -36,10 +36,14 @@ class RateLimiter:
     Each is kept as one number, the time when it will be full again (GCRA: ITU-T I.371).
     """
 
-    def __init__(self, rate_s: float, burst: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, rate_s: float, burst: int, clock: Callable[[], float] = time.monotonic, *, refusal: str = ""
+    ):
+        """`refusal`: what is said to whom asks too often."""
         self._interval_s = 1 / rate_s
         self._burst_s = burst / rate_s
         self._clock = clock
+        self._refusal = refusal
         self._full_at: dict[str, float] = {}
         """In the order of last use."""
 
@@ -67,12 +71,13 @@ class RateLimiter:
         if len(self._full_at) > MAX_BUCKETS:
             del self._full_at[next(iter(self._full_at))]
         if not is_allowed:
-            raise TooManyRequests(retry_after_s=max(1, math.ceil(wait_s)))
+            raise TooManyRequests(self._refusal, retry_after_s=max(1, math.ceil(wait_s)))
 
 
 def forged_tokens() -> RateLimiter:
     """For verifying tokens."""
-    return RateLimiter(FORGED_PER_ADDRESS_S, FORGED_BURST)
+    refusal = "too many tokens that are not good have come from this address"
+    return RateLimiter(FORGED_PER_ADDRESS_S, FORGED_BURST, refusal=refusal)
 
 
 def _accounts() -> RateLimiter:

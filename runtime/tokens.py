@@ -20,7 +20,7 @@ from jwt.algorithms import OKPAlgorithm
 from runtime.oidc import DEFAULT_LEEWAY_S, OidcVerifier, read_issuers
 from runtime.rates import RateLimiter, forged_tokens
 from runtime.settings import VerifyingSettings
-from wire.errors import TooManyRequests, Unauthenticated
+from wire.errors import Unauthenticated
 from wire.ids import AccountId, DeviceId
 from wire.internal import Caller, DeviceCaller
 
@@ -154,11 +154,7 @@ class TokenVerifier:
         return verified.caller
 
     async def _verify_rated(self, token: str, address: str) -> _Remembered:
-        try:
-            self._forged.check(address)
-        except TooManyRequests as error:
-            message = "too many tokens that are not good have come from this address"
-            raise TooManyRequests(message, retry_after_s=error.retry_after_s) from None
+        self._forged.check(address)
         try:
             return await self._verify(token)
         except Unauthenticated:
