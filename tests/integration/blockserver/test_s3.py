@@ -179,12 +179,20 @@ async def test_an_address_is_good_for_what_was_signed_and_nothing_else(bucket: S
     assert bucket.get(name) == data
 
 
-async def test_headers_that_came_with_a_put_reach_nobody(bucket: S3Bucket):
-    name, data = new_block()
-    put = bucket.presign_put(name, size=len(data), expires_s=60)
-    get = bucket.presign_get(name, expires_s=60)
+def sign_both(
+    bucket: S3Bucket, name: ObjectName, data: bytes, *, expires_s: int
+) -> tuple[SignedRequest, SignedRequest]:
+    """Addresses to put and to get an object."""
+    put = bucket.presign_put(name, size=len(data), expires_s=expires_s)
+    get = bucket.presign_get(name, expires_s=expires_s)
     assert put is not None
     assert get is not None
+    return put, get
+
+
+async def test_headers_that_came_with_a_put_reach_nobody(bucket: S3Bucket):
+    name, data = new_block()
+    put, get = sign_both(bucket, name, data, expires_s=60)
     chosen = {
         "Content-Type": "text/html",
         "Content-Encoding": "gzip",
@@ -205,10 +213,7 @@ async def test_headers_that_came_with_a_put_reach_nobody(bucket: S3Bucket):
 
 async def test_addresses_expire(bucket: S3Bucket):
     name, data = new_block()
-    put = bucket.presign_put(name, size=len(data), expires_s=1)
-    get = bucket.presign_get(name, expires_s=1)
-    assert put is not None
-    assert get is not None
+    put, get = sign_both(bucket, name, data, expires_s=1)
     assert (await send(put, data))[0] == 200
     assert await send(get) == (200, data)
 
