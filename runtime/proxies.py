@@ -28,6 +28,13 @@ def find_client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequen
     return found
 
 
+def find_household(address: str) -> str:
+    """Whose rate a request from an address counts against: a customer of an IPv6 provider has a /64 at least,
+    and with it as many addresses as he likes (RFC 6177)."""
+    parsed = _parse(address)
+    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
+
+
 def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
     parsed = _parse(address)
     return parsed is not None and any(parsed in network for network in trusted)

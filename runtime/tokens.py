@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt.algorithms import OKPAlgorithm
 
 from runtime.oidc import DEFAULT_LEEWAY_S, OidcVerifier, read_issuers
+from runtime.proxies import find_household
 from runtime.rates import RateLimiter, forged_tokens
 from runtime.settings import VerifyingSettings
 from wire.errors import Unauthenticated
@@ -154,11 +155,12 @@ class TokenVerifier:
         return verified.caller
 
     async def _verify_rated(self, token: str, address: str) -> _Remembered:
-        self._forged.check(address)
+        household = find_household(address)
+        self._forged.check(household)
         try:
             return await self._verify(token)
         except Unauthenticated:
-            self._forged.take(address)
+            self._forged.take(household)
             raise
 
     async def _verify(self, token: str) -> _Remembered:

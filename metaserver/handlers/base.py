@@ -8,6 +8,7 @@ from msgspec import Meta
 from runtime.bodies import JSON_BODY_BYTES
 from runtime.metrics import ServerMetrics
 from runtime.openapi import Kind, Parameter
+from runtime.proxies import find_household
 from runtime.tokens import TokenVerifier
 from runtime.web import BaseHandler
 from wire.api import IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY_CHARS
@@ -45,7 +46,7 @@ class UserHandler(BaseHandler):
             Unauthenticated: none, expired, or not ours.
         """
         if not self.needs_token:
-            self.owner = self.request.remote_ip
+            self.owner = find_household(self.request.remote_ip or "")
             return
         self._caller = await self._verifier.verify(
             self.request.headers.get("Authorization"), self.request.remote_ip

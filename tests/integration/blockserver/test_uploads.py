@@ -18,7 +18,7 @@ import pytest
 
 import metaserver.main
 from metaserver.model.write import MAX_NAMED_BLOCKS
-from runtime.rates import FORGED_BURST, FORGED_PER_ADDRESS_S
+from runtime.rates import FORGED_BURST, FORGED_PER_ADDRESS_S, STRANGERS_BURST
 from runtime.tokens import TokenIssuer, generate_keys
 from tests.integration.blockserver.client import BlockClient
 from tests.integration.blockserver.servers import REPOSITORY, ServerProcess, Stack, reserved_ports
@@ -660,6 +660,28 @@ async def test_an_address_that_forges_tokens_is_told_to_wait(ada: Uploader, kind
         assert FORGED_BURST <= refused_count <= most
         assert (await ask(http, ada.auth))[0] == 404
     assert (await ask(ada.stack.http, forged))[0] == 401
+
+
+async def test_a_household_of_ipv6_is_one_stranger(ada: Uploader, tmp_path: Path):
+    settings = {"SHARDBOX_TRUSTED_PROXIES": "127.0.0.1", "SHARDBOX_MAP_FILE": str(tmp_path / "map.json")}
+    with reserved_ports(1) as (port,):
+        twin = ada.stack.metaserver.twin(port, tmp_path / "log", **settings)
+
+        async def refresh(address: str) -> int:
+            url, headers = f"{twin.url}/v1/devices/refresh", {"X-Forwarded-For": address}
+            async with ada.stack.http.post(url, json={}, headers=headers) as answer:
+                return answer.status
+
+        try:
+            twin.start()
+            count = 0
+            while (status := await refresh(f"2001:db8::{count:x}")) == 400 and count < 10 * STRANGERS_BURST:
+                count += 1
+            assert status == 429
+            assert count >= STRANGERS_BURST
+            assert await refresh("2001:db8:0:1::1") == 400
+        finally:
+            twin.kill()
 
 
 @pytest.mark.parametrize("kind", ["metaserver", "blockserver"])

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 from pydantic import ValidationError
 
-from runtime.proxies import find_client_address
+from runtime.proxies import find_client_address, find_household
 from runtime.settings import ServerSettings
 
 PROXIES = [ip_network("10.0.0.0/24"), ip_network("192.0.2.7/32"), ip_network("fd00::/64")]
@@ -41,6 +41,22 @@ PROXIES = [ip_network("10.0.0.0/24"), ip_network("192.0.2.7/32"), ip_network("fd
 def test_the_nearest_address_that_is_not_ours(peer: str, forwarded_for: list[str], expected: str):
     assert find_client_address(peer, forwarded_for, PROXIES) == expected
     assert find_client_address(peer, forwarded_for, []) == peer
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("203.0.113.5", "203.0.113.5"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:203.0.113.5", "::ffff:203.0.113.5"),
+        ("", ""),
+    ],
+)
+def test_a_household_has_one_rate(address: str, expected: str):
+    assert find_household(address) == expected
 
 
 def test_networks_in_settings(monkeypatch: pytest.MonkeyPatch):

@@ -65,6 +65,16 @@ async def test_an_address_shows_so_many_forged_tokens(
         await verifier.verify(forged(), HERE)
 
 
+async def test_a_household_of_ipv6_is_one_address(verifier: TokenVerifier):
+    for address in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8::3"):
+        with pytest.raises(Unauthenticated):
+            await verifier.verify(forged(), address)
+    with pytest.raises(TooManyRequests):
+        await verifier.verify(forged(), "2001:db8::4")
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(forged(), "2001:db8:0:1::1")
+
+
 async def test_a_token_that_is_known_is_good_from_there_too(verifier: TokenVerifier, clock: Clock):
     assert await verifier.verify(good(), THERE) == caller()
     await spend(verifier)
