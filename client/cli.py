@@ -27,7 +27,17 @@ import client.remote_commands
 from client.account import Account, link
 from client.api import Unreachable
 from client.calls import discover
-from client.console import Exit, FolderArgument, Output, OutputOption, fail, find_folder, print_json, run
+from client.console import (
+    Exit,
+    FolderArgument,
+    Output,
+    OutputOption,
+    fail,
+    find_folder,
+    print_json,
+    print_table,
+    run,
+)
 from client.folder import Folder, FolderProblem
 from client.limits import parse_rate
 from client.progress import Terminal
@@ -251,7 +261,6 @@ def _print_status(place: Folder, output: Output) -> Status:
 
 
 def _show_status(found: Status) -> None:
-    console = Console()
     table = Table(show_header=False, box=None)
     table.add_row("folder", found.folder)
     table.add_row("account", f"{found.email} ({found.display_name})")
@@ -266,9 +275,9 @@ def _show_status(found: Status) -> None:
     for label, text in (("last error", found.last_error), ("trouble", found.troubles)):
         if text:
             table.add_row(label, text)
-    console.print(table)
+    print_table(table)
     if found.skipped:
         skipped = Table("left alone", "reason", "detail", box=None)
         for x in found.skipped:
             skipped.add_row(x.path or "(folder)", x.reason, x.detail)
-        console.print(skipped)
+        print_table(skipped)

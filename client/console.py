@@ -11,6 +11,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from client.api import NoShardbox, Unreachable
 from client.folder import AlreadyRunning, Folder, FolderProblem
@@ -88,6 +90,13 @@ def fail(code: Exit, message: str) -> NoReturn:
 def print_json(result: msgspec.Struct) -> None:
     """One line of JSON."""
     typer.echo(msgspec.json.encode(result).decode())
+
+
+def print_table(table: Table) -> None:
+    """A table whose cells are shown as they are: a name may look like rich's markup, or like an emoji's."""
+    # Not cut to a width: what a terminal shows in two lines a program can still read.
+    width = None if Console().is_terminal else 10_000
+    Console(width=width, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
 
 
 def find_folder(start: Path | None) -> Folder:

@@ -11,7 +11,6 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from client.account import Account
@@ -23,6 +22,7 @@ from client.console import (
     PathArgument,
     find_place,
     print_json,
+    print_table,
     remote_form,
     run,
 )
@@ -110,7 +110,7 @@ def ls(
         else:
             typer.echo(name)
     if long:
-        _print_wide(table)
+        print_table(table)
 
 
 def history(
@@ -129,7 +129,7 @@ def history(
     for n, x in enumerate(found.entries):
         note = "current" if x.is_current else "deleted" if found.is_deleted and n == 0 else ""
         table.add_row(x.server_modified, str(x.size), x.rev, note)
-    _print_wide(table)
+    print_table(table)
 
 
 def restore(
@@ -250,8 +250,3 @@ def _revision(x: Metadata, *, is_current: bool) -> Revision:
 
 def _known(value: T | msgspec.UnsetType, otherwise: T) -> T:
     return otherwise if isinstance(value, msgspec.UnsetType) else value
-
-
-def _print_wide(table: Table) -> None:
-    # Not cut to a width: what a terminal shows in two lines a program can still read.
-    Console(width=10_000 if not Console().is_terminal else None, soft_wrap=True).print(table)

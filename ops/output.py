@@ -40,4 +40,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("–" if cell is None else str(cell) for cell in row))
     # A pipe has no width of its own; cut-off cells would be useless there.
-    Console(width=None if sys.stdout.isatty() else 240, soft_wrap=False, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 240
+    # Cells are shown as they are: a name may look like rich's markup, or like an emoji's.
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)

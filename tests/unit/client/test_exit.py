@@ -69,3 +69,15 @@ def test_what_is_out_of_step_but_not_for_good_is_left(
     skipped = [Skipped(f"f{n}", reason, "") for n, reason in enumerate(reasons)]
     pending = Pending(total, 0, total)
     assert is_work_left(msgspec.structs.replace(found, pending=pending, skipped=skipped)) is expected
+
+
+@pytest.mark.parametrize("name", ["[/b]link", "a [b] link", ":smile:"])
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(
+    place: Folder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with contextlib.closing(place.open()) as state:
+        found = read_status(place, state)
+    found = msgspec.structs.replace(found, skipped=[Skipped(name, "symlink", name)], excluded=[name])
+    monkeypatch.setattr(client.cli, "read_status", lambda *_: found)
+    done = CliRunner().invoke(app, ["status", str(place.path)])
+    assert (done.exit_code, done.stdout.count(name)) == (0, 3)
