@@ -48,19 +48,24 @@ def restore_embedded_shard(
 
     Raises:
         NotFound: no shard has that name.
+        BackupMissing: nothing reaches the target; the shard is as it was, unless a restore had been begun.
         OpsError: see `recover_shard`; the shard stays out.
     """
     record = read_record(layout)
-    if name not in record.shard_names:
-        raise NotFound(f"the cluster has no shard {name!r}")
+    for shard in (name, *without):
+        if shard not in record.shard_names:
+            raise NotFound(f"the cluster has no shard {shard!r}")
     with exclusive(layout, tell):
         servers = servers_of(layout, record, tell)
         server = servers[name]
-        _run_only(
-            layout, {n: s for n, s in servers.items() if n not in (name, *without)}, without=name, tell=tell
-        )
         recovery = Recovery(
             work_of(server.data_dir), ShardBackups(source, name), server.programs, server.user, tell
+        )
+        if recovery.work.read_state() is None:
+            # Refused here, a server that runs goes on running.
+            recovery.choose(target, backup_id)
+        _run_only(
+            layout, {n: s for n, s in servers.items() if n not in (name, *without)}, without=name, tell=tell
         )
         password = read_passfile(layout.passfile)[server.port]
         cluster = Cluster(servers[DIRECTORY].dsn(database_of(DIRECTORY)), without)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ops.doctor.backups import check_archiver
-from ops.errors import EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE
+from ops.errors import EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE
 from ops.readiness import http_status
 from tests.restore.course import SHORT, run_course
 from tests.restore.drill import Report
@@ -98,6 +98,25 @@ def test_the_number_of_metaservers_can_be_changed_and_the_shards_cannot(dev_clus
 
     done = shardctl(dev_cluster, "dev", "up", "--shards", "3")
     assert (done.returncode, done.stderr.split(": ")[1]) == (EXIT_USAGE, "usage")
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--backup", "nothing"), "no_backup"),
+        (("--to-time", "2001-01-01T00:00:00Z"), "no_backup"),
+        (("--without", "nothing"), "not_found"),
+    ],
+)
+def test_a_restore_that_cannot_begin_leaves_the_shard_running(
+    dev_cluster: DevCluster, args: tuple[str, ...], code: str
+) -> None:
+    before = dev_cluster.pids()
+
+    done = shardctl(dev_cluster, "restore", "shard", "shard-1", "--yes", *args)
+
+    assert (done.returncode, done.stderr.splitlines()[-1].split(": ")[1]) == (EXIT_NOT_FOUND, code)
+    assert dev_cluster.pids() == before
 
 
 @pytest.mark.long
