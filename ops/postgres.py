@@ -176,9 +176,8 @@ class PgServer:
     def _write_settings(self) -> None:
         values = {**_SETTINGS, **self.settings, "port": str(self.port), "cluster_name": self.name}
         lines = ["# Written by shardctl at each start; put settings of your own into postgresql.conf.\n"]
-        lines += ["{} = '{}'\n".format(name, value.replace("'", "''")) for name, value in values.items()]
         path = self.data_dir / "shardbox.conf"
-        write_file(path, "".join(lines).encode(), mode=PUBLIC)
+        write_file(path, "".join([*lines, format_settings(values), "\n"]).encode(), mode=PUBLIC)
         self.user.give(path)
 
     # ---- Running it
@@ -219,6 +218,11 @@ class PgServer:
     def delete(self) -> None:
         """Delete the data of a server that does not run."""
         shutil.rmtree(self.folder, ignore_errors=False)
+
+
+def format_settings(values: Mapping[str, str]) -> str:
+    """Lines for postgresql.conf, where a quote stands twice."""
+    return "\n".join("{} = '{}'".format(name, value.replace("'", "''")) for name, value in values.items())
 
 
 def find_postmaster(data_dir: Path) -> ProcessIdentity | None:

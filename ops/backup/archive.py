@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from ops.errors import UsageError
 from ops.files import write_file
 
 ARCHIVE_TIMEOUT_S = 60
@@ -47,11 +48,14 @@ def archive_settings(program: Path, wal_folder: Path) -> Mapping[str, str]:
     Args:
         program: the archiver, which PostgreSQL's user can run.
         wal_folder: where to, which PostgreSQL's user can write to.
+
+    Raises:
+        UsageError: a path cannot stand there.
     """
     # PostgreSQL puts %p and %f in, and takes %% for a percent sign.
     command = f'{shlex.quote(str(program))} "%p" "%f" {shlex.quote(str(wal_folder))}'
     if "%" in str(program) + str(wal_folder):
-        raise ValueError("a path with a percent sign cannot stand in archive_command")
+        raise UsageError("a path with a percent sign cannot stand in archive_command")
     return {
         "archive_mode": "on",
         "archive_command": command,

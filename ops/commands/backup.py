@@ -20,6 +20,7 @@ from ops.commands.dev import DataDirOption, layout_of
 from ops.errors import UsageError
 from ops.osuser import ensure_server_user
 from ops.output import OutputFormat, OutputOption, print_table, say, show
+from ops.postgres import format_settings
 from ops.programs import find_programs
 from ops.session import load_map
 from ops.specs import DIRECTORY
@@ -148,7 +149,7 @@ def archiver(
     """Write the program that archives, for a server of your own, and tell what to put into its settings."""
     settings = archive_settings(path.absolute(), wal.absolute())
     install_archiver(path)
-    show(dict(settings), output, lambda: print("\n".join(f"{k} = '{v}'" for k, v in settings.items())))
+    show(dict(settings), output, lambda: print(format_settings(settings)))
 
 
 def folder_of(option: Path | None, data_dir: Path | None) -> Path:

@@ -1,6 +1,7 @@
 """The program that archives: whole or not at all, again without harm, never over another content."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ops.backup.archive import archive_settings, install_archiver, restore_command
+from ops.errors import EXIT_FAILURE, UsageError
+from tests.support.commands import OPERATOR, run_command
 
 NAME = "000000010000000000000001"
 
@@ -79,5 +82,22 @@ def test_the_restore_command_brings_it_back(place: Path):
 
 
 def test_a_percent_sign_is_refused(place: Path):
-    with pytest.raises(ValueError, match="percent"):
+    with pytest.raises(UsageError, match="percent"):
         archive_settings(place / "100%" / "archive-wal", place)
+
+
+def test_what_the_command_prints_fits_into_postgresql_conf(place: Path):
+    program, wal = place / "archive-wal", place / "wal"
+    done = run_command(OPERATOR, "backup", "archiver", str(program), "--wal", str(wal))
+    assert done.returncode == 0, done.stderr
+    # There a quote ends a value, two are one.
+    found = [re.fullmatch(r"(\w+) = '((?:[^']|'')*)'", line) for line in done.stdout.splitlines()]
+    read = {match[1]: match[2].replace("''", "'") for match in found if match is not None}
+    assert read == archive_settings(program, wal)
+
+
+def test_a_folder_that_is_not_there_is_told_in_a_line(place: Path):
+    args = ("backup", "archiver", str(place / "nowhere" / "archive-wal"), "--wal", str(place / "wal"))
+    done = run_command(OPERATOR, *args)
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_FAILURE, 1)
+    assert done.stderr.startswith("shardctl: file_error: ")
