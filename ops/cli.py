@@ -6,6 +6,7 @@ is at work · 6 a part of the cluster does not answer. Errors go to stderr as `s
 
 import sys
 
+import psycopg
 import typer
 
 from ops.commands import backup, blocks, cluster, dev, device, identity, keys, restore, user
@@ -64,6 +65,13 @@ def main() -> None:
         _fail(error.code, str(error), error.exit_status)
     except ShardboxError as error:
         _fail(error.code, str(error), exit_status_of(error))
+    except psycopg.OperationalError as error:
+        # A server that goes away while a command is at work, wherever that is.
+        _fail("database_unavailable", str(error).strip(), EXIT_UNAVAILABLE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail("file_error", f"{error.filename}: {error.strerror}", EXIT_FAILURE)
 
 
 def _fail(code: str, message: str, status: int) -> None:

@@ -1,6 +1,7 @@
 """`shardctl` from outside: a process, its exit status, its JSON."""
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -165,6 +166,17 @@ def test_the_doctor_goes_on_when_a_shard_is_out(shardctl: Shardctl, fresh_cluste
 
     assert verdicts(report)["fail"] == {"reachable", "schema"}
     assert [s["is_reachable"] for s in shardctl.json("shard", "list")["shards"]] == [True, False]
+
+
+def test_a_backup_of_a_shard_that_is_out_is_refused_in_a_line(
+    shardctl: Shardctl, fresh_cluster: FreshCluster, tmp_path: Path
+) -> None:
+    with psycopg.connect(fresh_cluster.directory_dsn) as conn:
+        conn.execute("UPDATE shards SET dsn = 'postgresql://127.0.0.1:1/x' WHERE name = 'shard-2'")
+
+    found = shardctl.error("backup", "base", "shard-2", "--to", str(tmp_path))
+
+    assert found == (EXIT_UNAVAILABLE, "database_unavailable")
 
 
 def test_without_a_directory_every_command_says_so() -> None:
