@@ -148,7 +148,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file, a folder, or the news that an entry is gone. `.tag` tells which.
 
     In a listing of a whole namespace, paths are left out (a path changes without its entry changing): a
-    reader has `id`, `parent_id` and `name`. A nameless `deleted` has only `id`.
+    reader has `id`, `parent_id` and `name`; so are those of more than 4,096 characters. A nameless `deleted`
+    has only `id`.
     """
 
     tag: Tag = msgspec.field(name=".tag")

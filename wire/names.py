@@ -15,6 +15,9 @@ MAX_NAME_CHARS = 255
 MAX_PATH_DEPTH = 512
 """Components in one path. POSIX paths end at 4,096 bytes; a deeper tree would make each look-up of a
 path unboundedly long."""
+MAX_SHOWN_PATH_CHARS = 4_096
+"""A longer path is left out of answers: it can come about where folders are named by their ids, POSIX could
+not name it, and a page of 2,000 such would have no bound. A parent's id and a name say as much."""
 
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DISALLOWED = {"desktop.ini", "thumbs.db", ".ds_store", "icon\r", ".dropbox", ".dropbox.attr"}

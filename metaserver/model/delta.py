@@ -52,7 +52,7 @@ def was_seen(entry: Entry | None, after: Jid) -> bool:
 
 def is_live(view: TreeView, entry: Entry) -> bool:
     """An entry lives when neither it nor any ancestor is deleted."""
-    return view.list_lineage(entry) is not None
+    return view.is_live(entry)
 
 
 def emit_scan(view: TreeView, rows: Iterable[Seen], base: Jid) -> list[News]:

@@ -85,10 +85,13 @@ def list_targets(request: Request) -> list[Target]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An operation that succeeded: the entry afterwards (for a delete: before), its path, its content."""
+    """An operation that succeeded: the entry afterwards (for a delete: before), its path, its content.
+
+    `path` is None where it is too long to be shown.
+    """
 
     entry: Entry
-    path: str
+    path: str | None
     is_changed: bool
 
 

@@ -79,7 +79,7 @@ class Places:
             if other is None or other.kind is not Kind.FOLDER:
                 raise NotFound()
             raise self.conflict(other)
-        if self._view.list_lineage(file) is not None:
+        if self._view.is_live(file):
             return Place(file.parent_id, (), file.name)
         steps = self._view.list_places(file)
         if steps is None:

@@ -8,6 +8,7 @@ from runtime.clock import format_us
 from wire.api import Metadata, Tag
 from wire.hashes import BlockHash
 from wire.ids import NsId, format_file_id, format_rev
+from wire.names import MAX_SHOWN_PATH_CHARS
 
 LIVE_TAG = {Kind.FILE: Tag.FILE, Kind.FOLDER: Tag.FOLDER}
 
@@ -26,7 +27,7 @@ def present_entry(
         "name": entry.name,
         "jid": entry.last_jid,
     }
-    if path is not None:
+    if path is not None and len(path) <= MAX_SHOWN_PATH_CHARS:
         fields |= {"path_display": path, "path_lower": path.lower()}
     if entry.kind is Kind.FILE and entry.rev_jid is not None and entry.content_hash is not None:
         fields |= {
@@ -44,7 +45,7 @@ def present_entry(
     return Metadata(tag=LIVE_TAG[entry.kind], id=format_file_id(ns_id, entry.entry_id), **fields)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-def present_rev(ns_id: NsId, entry: Entry, path: str, rev: Rev) -> Metadata:
+def present_rev(ns_id: NsId, entry: Entry, path: str | None, rev: Rev) -> Metadata:
     """A version of a file; name and place are the file's own."""
     then = replace(entry, last_jid=rev.jid, rev_jid=rev.jid, size=rev.size, content_hash=rev.content_hash)
     return present_entry(ns_id, then, path=path, times=rev.times)

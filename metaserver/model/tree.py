@@ -11,7 +11,7 @@ from metaserver.model.changes import Changes
 from metaserver.model.rows import ROOT, Entry, Kind, Rev
 from wire.errors import TooManyEntries
 from wire.ids import ROOT_ENTRY, EntryId, Jid
-from wire.names import NameKey, name_key
+from wire.names import MAX_SHOWN_PATH_CHARS, NameKey, name_key
 
 MAX_ROWS_BELOW = 50_000
 """Rows that the copies of one batch look at, also those of folders that turn out to be too large; the last
@@ -63,6 +63,10 @@ class TreeView:
         self._revs: dict[Jid, Rev | None] = {}
         self._owing: dict[EntryId, bool] = {}
         self._changes: Changes | None = None
+        # What was found out on the way up, which is climbed once for all that lies below: a page has up to
+        # 2,000 entries, and nothing bounds how deep they lie.
+        self._under: dict[EntryId, dict[EntryId, bool]] = {}
+        self._paths: dict[EntryId, str | None] = {ROOT_ENTRY: ""}
 
     # ---- Loading
 
@@ -162,13 +166,49 @@ class TreeView:
     def find_live(self, entry_id: EntryId) -> Entry | None:
         """The entry, if neither it nor any ancestor is deleted."""
         entry = self.find_entry(entry_id)
-        return entry if entry is not None and self.list_lineage(entry) is not None else None
+        return entry if entry is not None and self.is_live(entry) else None
+
+    def is_live(self, entry: Entry) -> bool:
+        """Whether neither the entry nor any ancestor is deleted."""
+        return self.is_under(entry, ROOT_ENTRY)
+
+    def is_under(self, entry: Entry, folder_id: EntryId) -> bool:
+        """Whether an entry lives in a live folder, at any depth; of the root, the root itself does too."""
+        known = self._under.setdefault(folder_id, {ROOT_ENTRY: False} | {folder_id: True})
+        passed: list[EntryId] = []
+        at: Entry | None = entry
+        found: bool | None = None
+        while found is None:
+            if at is None or at.is_deleted:
+                found = False
+            elif (found := known.get(at.parent_id)) is None:
+                passed.append(at.parent_id)
+                at = self.find_entry(at.parent_id)
+        known |= dict.fromkeys(passed, found)
+        return found
 
     def path_of(self, entry: Entry) -> str:
-        """The displayed path of a live entry."""
+        """The displayed path of a live entry, however long."""
         lineage = self.list_lineage(entry)
         assert lineage is not None, "only what is live has a path"
         return "".join("/" + step.name for step in lineage)
+
+    def find_path(self, entry: Entry) -> str | None:
+        """The displayed path of a live entry; None where it is too long to be shown."""
+        if entry.entry_id == ROOT_ENTRY:
+            return ""
+        if entry.parent_id not in self._paths:
+            self._paths[entry.parent_id] = self._find_folder_path(entry.parent_id)
+        return _join_shown(self._paths[entry.parent_id], f"/{entry.name}")
+
+    def _find_folder_path(self, folder_id: EntryId) -> str | None:
+        path = ""
+        while folder_id not in self._paths and len(path) <= MAX_SHOWN_PATH_CHARS:
+            folder = self.find_entry(folder_id)
+            assert folder is not None, "what is above a live entry is there"
+            path = f"/{folder.name}{path}"
+            folder_id = folder.parent_id
+        return _join_shown(self._paths.get(folder_id, ""), path)
 
     def is_below(self, entry: Entry, folder_id: EntryId) -> bool:
         """Whether a live entry is the folder or lies in it, at any depth."""
@@ -226,6 +266,9 @@ class TreeView:
         if is_new:
             self._complete.add(entry.entry_id)
         old = self._by_id.get(entry.entry_id)
+        if old is not None and old.kind is Kind.FOLDER:
+            self._under.clear()
+            self._paths = {ROOT_ENTRY: ""}
         if old is not None and not old.is_deleted:
             if self._changes is not None and (entry.is_deleted or old.parent_id != entry.parent_id):
                 self._changes.remove(self.list_lineage(old) or ())
@@ -237,6 +280,11 @@ class TreeView:
             self._children.setdefault(entry.parent_id, set()).add(entry.entry_id)
             if self._changes is not None:
                 self._changes.add(self.list_lineage(entry) or ())
+
+
+def _join_shown(above: str | None, below: str) -> str | None:
+    """A path in two parts; None where it is too long to be shown."""
+    return None if above is None or len(above) + len(below) > MAX_SHOWN_PATH_CHARS else above + below
 
 
 def walk_of(anchor: EntryId, names: Sequence[str]) -> Walk:

@@ -236,7 +236,7 @@ class Batch:
             raise NotFound("there is no such rev")
         content = SameContent(rev.size, rev.content_hash, rev.jid)
         place = self._places.of_restored(request.target, file)
-        there, is_live = self._places.find_at(place), self._view.list_lineage(file) is not None
+        there, is_live = self._places.find_at(place), self._view.is_live(file)
         if there is not None and there.entry_id != file.entry_id:
             if is_live and there.kind is Kind.FILE:
                 raise NotFound("the rev is another file's")
@@ -287,14 +287,14 @@ class Batch:
             parent_id = self._create(parent_id, name, Kind.FOLDER, JournalOp.FOLDER, None).entry_id
         if old is None:
             entry = self._create(parent_id, place.name, kind, op, content)
-            return Outcome(entry, self._view.path_of(entry), is_changed=True)
+            return Outcome(entry, self._view.find_path(entry), is_changed=True)
         entry = replace(old, last_jid=Jid(self.head + 1))
         if op is not JournalOp.CONTENT:  # an edit keeps the name's case
             key = name_key(place.name)
             entry = replace(entry, parent_id=parent_id, name=place.name, name_key=key, is_deleted=False)
         entry = self._with_content(entry, content)
         self._append(op, entry, prev_jid=old.last_jid, old_path=old_path, content=content)
-        return Outcome(entry, self._view.path_of(entry), is_changed=True)
+        return Outcome(entry, self._view.find_path(entry), is_changed=True)
 
     def _create(
         self, parent_id: EntryId, name: str, kind: Kind, op: JournalOp, content: Content | SameContent | None
@@ -361,7 +361,7 @@ class Batch:
                 raise ContentMismatch(f"block {index} does not have the length that the size asks for")
 
     def _unchanged(self, entry: Entry) -> Outcome:
-        return Outcome(entry, self._view.path_of(entry), is_changed=False)
+        return Outcome(entry, self._view.find_path(entry), is_changed=False)
 
 
 def _is_identical(entry: Entry, content: Content | SameContent) -> bool:

@@ -87,9 +87,9 @@ class HistoryService:
         if not files:
             raise NotAFile() if entries else NotFound()
         # The live one, else the one that was made last.
-        entry = max(files, key=lambda file: (view.list_lineage(file) is not None, file.entry_id))
+        entry = max(files, key=lambda file: (view.is_live(file), file.entry_id))
         places = view.list_places(entry)
         if places is None:
             raise NotFound()
         path = "".join("/" + place.name for place in places)
-        return _File(entry, path, is_live=view.list_lineage(entry) is not None)
+        return _File(entry, path, is_live=view.is_live(entry))

@@ -18,10 +18,10 @@ Place = tuple[EntryId, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A live entry, its path, and its page row (None for the root)."""
+    """A live entry, its path (None: too long to be shown), and its page row (None for the root)."""
 
     entry: Entry
-    path: str
+    path: str | None
     row: PageRow | None
 
 
@@ -78,7 +78,7 @@ class Lookup:
             for key in walk.keys:
                 entry = None if entry is None else view.find_child(entry.entry_id, key)
             row = None if entry is None or entry is ROOT else rows[entry.entry_id]
-            found.append(None if entry is None else Found(entry, view.path_of(entry), row))
+            found.append(None if entry is None else Found(entry, view.find_path(entry), row))
         return found
 
 

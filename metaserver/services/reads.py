@@ -241,7 +241,7 @@ class ReadService:
         self._check_folder(view, position)
         after = after_walk(state, [(step.depth, step.row.entry if step.row else None) for step in steps])
         entries = [
-            _present_row(position.ns_id, row.entry, row, view.path_of(row.entry))
+            _present_row(position.ns_id, row.entry, row, view.find_path(row.entry))
             for row in page.rows
             if row.entry is not None
         ]
@@ -265,7 +265,9 @@ class ReadService:
 
     @staticmethod
     def _check_folder(view: TreeView, position: Position) -> str | None:
-        """The path of the folder whose children are listed; None when a whole namespace is.
+        """The path of the folder whose children are listed.
+
+        None when a whole namespace is, or where the path is too long to be shown.
 
         Raises:
             NotFound: the folder has been deleted.
@@ -275,7 +277,7 @@ class ReadService:
         folder = view.find_live(position.folder)
         if folder is None:
             raise NotFound("the folder has been deleted")
-        return view.path_of(folder)
+        return view.find_path(folder)
 
     @staticmethod
     def _present(ns_id: NsId, news: delta.News, row: PageRow, parent_path: str | None) -> Metadata:

@@ -3,8 +3,6 @@
 from msgspec import structs
 
 from metaserver.model.present import present_entry
-from metaserver.model.rows import Entry
-from metaserver.model.tree import TreeView
 from metaserver.services.access import AccessService, Who, require_read
 from metaserver.services.lookup import Lookup, view_of
 from metaserver.storage.search import list_candidates
@@ -12,7 +10,7 @@ from sharding.tx import Transactions
 from wire.api import Metadata, Search, SearchResult
 from wire.cursors import SearchCursor, format_search_cursor, parse_search_cursor
 from wire.errors import InvalidCursor, NotFound
-from wire.ids import ROOT_ENTRY, EntryId
+from wire.ids import EntryId
 from wire.internal import Caller
 from wire.keys import KeyRing
 from wire.names import name_key
@@ -64,12 +62,12 @@ class SearchService:
         place, has_more = cursor.after, False
         for row in page.rows:
             entry = row.entry
-            if entry is None or not _is_inside(view, entry, folder):
+            if entry is None or not view.is_under(entry, folder):
                 continue
             if len(matches) == cursor.limit:
                 has_more = True
                 break
-            matches.append(present_entry(ns_id, entry, path=view.path_of(entry), times=row.times))
+            matches.append(present_entry(ns_id, entry, path=view.find_path(entry), times=row.times))
             place = entry.entry_id
         else:  # all that was looked at has been told
             if candidates.after is not None:
@@ -78,11 +76,3 @@ class SearchService:
         return SearchResult(
             matches=matches, has_more=has_more, cursor=format_search_cursor(after, self._keys)
         )
-
-
-def _is_inside(view: TreeView, entry: Entry, folder: EntryId) -> bool:
-    """Whether an entry lives below a folder; the folder itself does not."""
-    lineage = view.list_lineage(entry)
-    return lineage is not None and (
-        folder == ROOT_ENTRY or any(step.entry_id == folder for step in lineage[:-1])
-    )

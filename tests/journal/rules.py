@@ -315,6 +315,8 @@ def _not_below_itself(patch: Patch, _: World) -> None:
         "list_lineage",
         lambda view, entry: None if _is_lost(lineage := _lineage(view, entry)) else lineage,
     )
+    patch.setattr(tree.TreeView, "is_live", lambda view, entry: not _is_lost(_lineage(view, entry)))
+    patch.setattr(tree.TreeView, "find_path", tree.TreeView.path_of)
 
 
 @rule("the writers of a namespace take turns", errors=[UniqueViolation])

@@ -11,10 +11,21 @@ from metaserver.services.sessions import SessionService
 from metaserver.services.targets import TargetService
 from metaserver.storage.revs import MAX_NAMESAKES
 from tests.support.services import Services, User, commit_of
-from wire.api import MAX_INLINE_BLOCKS, BlockList, CreateFolder, Delete, ListFolder, ListRevisions, Metadata
+from wire.api import (
+    MAX_INLINE_BLOCKS,
+    BlockList,
+    CreateFolder,
+    Delete,
+    ListFolder,
+    ListRevisions,
+    Metadata,
+    Move,
+    Search,
+)
 from wire.errors import NotFound
 from wire.hashes import BLOCK_BYTES, block_hash
 from wire.internal import BeginBlock, BeginUpload, BlockState, FinishBlock, FinishUpload
+from wire.names import MAX_SHOWN_PATH_CHARS
 
 PAGE_BLOCKS = 4
 
@@ -86,3 +97,36 @@ async def test_a_deleted_file_is_found_among_so_many_folders_of_its_path(service
     with pytest.raises(NotFound):
         await revs("/d/f")
     assert await revs(file.id) == [file.rev]
+
+
+async def test_a_path_that_is_too_long_is_left_out_of_answers(services: Services):
+    user = await services.user()
+    folder = await user.ok(CreateFolder(path="/" + "/".join(["d" * 250] * 16)))  # 4,016 characters
+    name = "n" * (MAX_SHOWN_PATH_CHARS - len(str(folder.path_display)) - 1)
+    fits = await user.ok(CreateFolder(path=f"{folder.id}/{name}"))
+    long = await user.ok(CreateFolder(path=f"{folder.id}/{name}x"))
+    below = await user.ok(CreateFolder(path=f"{long.id}/{name}"))
+    file = await user.ok(await user.put(f"{below.id}/{name}", b"1"))
+    shown = {fits.id: len(str(fits.path_display)), long.id: 0, below.id: 0, file.id: 0}
+    assert shown[fits.id] == MAX_SHOWN_PATH_CHARS
+
+    async def children(of: str, **how: bool) -> list[Metadata]:
+        return (await services.reads.list_folder(user.caller, ListFolder(path=of, **how))).entries
+
+    found = await services.search.search(user.caller, Search(query=name))
+    batch = await services.reads.get_metadata_batch(user.caller, list(shown))
+    revs = await services.history.list_revisions(user.caller, ListRevisions(path=file.id))
+    told: list[Metadata] = [
+        *(await children(folder.id)), *(await children(below.id)),
+        *(await children(folder.id, recursive=True)), *found.matches,
+        *(entry.metadata for entry in batch.entries if entry.metadata), *revs.entries,
+        long, below, file,
+        await user.ok(Move(from_path=f"{folder.id}/{name}x/{name}", to_path=f"{long.id}/{name}")),
+        await user.ok(Delete(path=file.id)),
+    ]  # fmt: skip
+    assert len(told) == 2 + 1 + 4 + 4 + 4 + 1 + 3 + 2
+    for entry in told:
+        assert len("" if entry.path_display is UNSET else entry.path_display) == shown[entry.id], entry.name
+        assert (entry.path_lower is UNSET) is (entry.path_display is UNSET)
+        assert entry.parent_id is not UNSET
+        assert entry.name is not UNSET
