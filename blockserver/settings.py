@@ -50,7 +50,8 @@ class BlockserverSettings(VerifyingSettings, StoreSettings):
     block_upload_memory_bytes: int = Field(default=192 * 2**20, ge=64 * 2**20)
     """Bodies held at once: 48 whole blocks, or 6 full packs. One pack must fit into an account's part."""
     block_download_memory_bytes: int = Field(default=128 * 2**20, ge=40 * 2**20)
-    """Blocks held at once on their way out: 32 whole ones, or 7 large packs."""
+    """Blocks held at once on their way out: 32 whole ones, or 7 large packs. One fits into an account's part,
+    too."""
     s3_redirects: bool = False
     """Whether `?redirect=1` answers with an address in the store, whose key and Last-Modified tell when the
     block first came in, from whomever."""

@@ -195,7 +195,7 @@ class BlockHandler(_SendingHandler):
         except RangeNotSatisfiable:
             self._size_told = place.size
             raise
-        with self.read_budget.take(place.size):
+        with self.read_budget.take(place.size, self.owner):
             view = memoryview(await self.downloads.read_block(self.hash, place))
             if part is not None:
                 view = view[part.start : part.end]
@@ -295,7 +295,7 @@ class GetPackHandler(_SendingHandler):
         request = self.body_as(GetPack)
         hashes = _parse_hashes(request.hashes, MAX_PACK_BLOCKS)
         frames = await self.downloads.plan_pack(self.caller, parse_ns_id(request.ns_id), hashes)
-        with self.read_budget.take(_held_bytes(frames)):
+        with self.read_budget.take(_held_bytes(frames), self.owner):
             await self._send_frames(frames)
 
     async def _send_frames(self, frames: Sequence[PlannedFrame]) -> None:

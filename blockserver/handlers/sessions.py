@@ -53,7 +53,8 @@ class CompleteHandler(CallerHandler):
         request = self.body_as(CompleteBlocks)
         ns_id, session_id = parse_upload_id(request.upload_id)
         hashes = parse_hashes(request.hashes)
-        self.answer(CompleteResult(await self.direct.complete(self.caller, ns_id, session_id, hashes)))
+        verdicts = await self.direct.complete(self.caller, self.owner, ns_id, session_id, hashes)
+        self.answer(CompleteResult(verdicts))
 
 
 class SignedUploadHandler(CallerHandler):

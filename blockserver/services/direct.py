@@ -60,9 +60,10 @@ declare(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Whose blocks are completed, in which session."""
+    """Whose blocks are completed, by whose memory, in which session."""
 
     caller: Caller
+    owner: str | None
     ns_id: NsId
     session_id: bytes
 
@@ -107,9 +108,11 @@ class DirectService:
         return targets
 
     async def complete(
-        self, caller: Caller, ns_id: NsId, session_id: bytes, hashes: Sequence[BlockHash]
+        self, caller: Caller, owner: str | None, ns_id: NsId, session_id: bytes, hashes: Sequence[BlockHash]
     ) -> list[PutVerdict]:
         """One verdict per hash, in their order: None where the block is ready in the namespace.
+
+        `owner`: whose part of the memory is taken.
 
         Raises:
             TooManyEntries: none, or too many.
@@ -128,7 +131,7 @@ class DirectService:
         }
         outcomes |= {name: None for name, target in found.items() if target.is_ready}
         work = {name: target for name, target in found.items() if not target.is_ready}
-        outcomes |= await self._complete(_Job(caller, ns_id, session_id), work)
+        outcomes |= await self._complete(_Job(caller, owner, ns_id, session_id), work)
         absent = [name for name, error in outcomes.items() if error and error.code == BlockNotFound.code]
         if any(name in work for name in absent):
             # Another request for the same blocks may have been faster, and has removed what was staged.
@@ -177,7 +180,7 @@ class DirectService:
 
     async def _store(self, job: _Job, name: StagedName) -> Outcome:
         """Take staged bytes in like those of any upload; what was staged then is of no use."""
-        with self._budget.take(BLOCK_BYTES):
+        with self._budget.take(BLOCK_BYTES, job.owner):
             data = await self._backend.get_staged(name)
             verdict = await self._uploads.put_block(job.caller, job.ns_id, name.hash, data)
         if verdict.error is not None:

@@ -275,6 +275,27 @@ async def test_strangers_and_revoked_devices(ada: BlockClient):
     assert (await ada.get(data))[0] == 401
 
 
+async def test_who_does_not_read_leaves_memory_to_others(ada: BlockClient, bob: BlockClient):
+    blocks = [os.urandom(BLOCK_BYTES) for _ in range(5)]
+    mine = os.urandom(BLOCK_BYTES)
+    assert [error for block in blocks if (error := await ada.put(block))] == []
+    assert await bob.put(mine) is None
+    asked = {"ns_id": ada.ns, "hashes": [block_hash(block).hex() for block in blocks]}
+    with contextlib.ExitStack() as unread:
+        for _ in range(8):  # each holds 18 MiB of the server's 128
+            answer = await ada.stack.http.post(
+                f"{ada.stack.blockserver.url}/v1/blocks/get_pack", json=asked, headers=ada.auth
+            )
+            unread.callback(answer.close)
+            if answer.status != 200:
+                break
+        assert answer.status == 503
+        assert (await ada.get(blocks[0]))[0] in (200, 503)
+        status, body, _ = await bob.get(mine)
+        assert (status, body == mine) == (200, True)
+        assert [frame.status for frame in await bob.get_pack([mine])] == [FrameStatus.OK]
+
+
 async def test_term_lets_an_upload_finish(ada: BlockClient):
     """SIGTERM in the middle of a body: the upload is answered, then the server ends."""
     data = os.urandom(1_000_000)
