@@ -12,8 +12,8 @@ from uhashring import HashRing
 from wire.ids import Slot
 
 LOAD_BOUND = 1.15
-"""How far a shard may exceed its fair share of slots. The plain ring gives up to 1.6 with 64 slots on six
-shards; a tighter bound moves more slots when a shard comes or goes."""
+"""How far a shard may exceed its fair share of slots, which is rounded up where it is only a few. The plain
+ring gives up to 1.6 with 64 slots on six shards; a tighter bound moves more slots when a shard comes or goes."""
 
 
 def place_slots(
@@ -35,8 +35,9 @@ def place_slots(
     if not weights or any(weight <= 0 for weight in weights.values()):
         raise ValueError("placing slots needs shards with positive weights")
     total = sum(weights.values())
-    # ceil, so that the bounds always add up to at least all slots.
-    bound = {name: ceil(LOAD_BOUND * slot_count * weight / total) for name, weight in weights.items()}
+    fair = {name: slot_count * weight / total for name, weight in weights.items()}
+    # No less than the fair share, so that the bounds always add up to at least all slots.
+    bound = {name: max(ceil(share), int(LOAD_BOUND * share)) for name, share in fair.items()}
     ring = HashRing(nodes={name: {"weight": weight} for name, weight in weights.items()})
     load = dict.fromkeys(weights, 0)
     placed: dict[Slot, str] = {}
