@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 from ops.backup.repository import ShardBackups
 from ops.doctor.finding import Finding, fail, ok, warn
@@ -20,12 +23,12 @@ def check_archiver(conn: Connection, subject: str) -> Iterator[Finding]:
     mode = conn.execute("SHOW archive_mode").fetchone()
     if mode is None or mode[0] == "off":
         return
-    row = conn.execute(
-        "SELECT last_failed_time > coalesce(last_archived_time, '-infinity'), last_failed_wal, failed_count,"
-        " last_archived_wal,"
-        " (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') FROM pg_stat_archiver"
-    ).fetchone()
-    assert row is not None
+    try:
+        row = _read_archiver(conn)
+    except psycopg.errors.InsufficientPrivilege:
+        remedy = f"GRANT pg_monitor TO {conn.info.user}"
+        yield warn("archiving", subject, "this role may not see what waits to be archived", remedy)
+        return
     is_failing, failed, count, last, waiting = row
     if is_failing:
         remedy = "the server's log has the archiver's words; is its folder there, writable and not full?"
@@ -35,6 +38,17 @@ def check_archiver(conn: Connection, subject: str) -> Iterator[Finding]:
         yield warn("archiving", subject, f"{waiting} segments wait to be archived", remedy)
     else:
         yield ok("archiving", subject, f"archived up to {last}" if last else "nothing to archive yet")
+
+
+def _read_archiver(conn: Connection) -> tuple[Any, ...]:
+    """Whether it fails, at which segment and how often; the last one archived; how many wait."""
+    row = conn.execute(
+        "SELECT last_failed_time > coalesce(last_archived_time, '-infinity'), last_failed_wal, failed_count,"
+        " last_archived_wal,"
+        " (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') FROM pg_stat_archiver"
+    ).fetchone()
+    assert row is not None
+    return row
 
 
 def check_restores(conn: Connection, subject: str) -> Iterator[Finding]:

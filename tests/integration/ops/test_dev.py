@@ -151,6 +151,22 @@ def test_the_doctor_tells_when_archiving_fails_and_when_it_goes_on(dev_cluster: 
         wait_for(lambda: archiving() == "ok", "the archiver going on", timeout_s=90)
 
 
+def test_the_doctor_tells_what_right_it_lacks_to_look_at_the_archive(dev_cluster: DevCluster) -> None:
+    with dev_cluster.connect("shard-2") as conn:
+        conn.execute("CREATE ROLE plain")
+        conn.execute("SET ROLE plain")
+        (refused,) = check_archiver(conn, "shard-2")
+        conn.execute("RESET ROLE")
+        conn.execute("GRANT pg_monitor TO plain")
+        conn.execute("SET ROLE plain")
+        (seen,) = check_archiver(conn, "shard-2")
+        conn.execute("RESET ROLE")
+        conn.execute("DROP ROLE plain")
+
+    assert (refused.verdict, str(refused.remedy)[:16]) == ("warn", "GRANT pg_monitor")
+    assert seen.verdict == "ok"
+
+
 @pytest.mark.long
 def test_down_ends_the_servers_before_their_databases_and_up_brings_the_data_back(
     dev_cluster: DevCluster,
