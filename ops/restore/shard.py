@@ -86,10 +86,12 @@ def recover_shard(
         password: the role's, which may have been changed since the moment; None leaves it.
 
     Raises:
+        UsageError: another database of the cluster lies on the same server.
         OpsError: nothing has been let in; the same command goes on where this one ended.
     """
     tell, name = recovery.tell, recovery.backups.shard
     info = cluster.shard_map(name).shards[name]
+    check_server_is_own(cluster, name)
     address = conninfo_to_dict(info.dsn)
     role, database = str(address.get("user", "postgres")), str(address["dbname"])
     state = recovery.ensure_copied(recovery.begin(target, backup_id))
@@ -130,6 +132,28 @@ def recover_shard(
         state = recovery.advance(state, Phase.LET_IN, "ops.restore.let_in")
     former = recovery.place(state)
     return msgspec.structs.replace(report, former_data=str(former) if former else None)
+
+
+def check_server_is_own(cluster: Cluster, name: str) -> None:
+    """Pass when no other database of the cluster lies on a shard's server.
+
+    Raises:
+        UsageError: one does; it would go back with the shard, and nobody would make it fit the others.
+    """
+    dsns = {other: info.dsn for other, info in cluster.shard_map(name).shards.items()}
+    dsns["directory"] = cluster.directory_dsn
+    address = _server_of(dsns.pop(name))
+    shared = sorted(other for other, dsn in dsns.items() if _server_of(dsn) == address)
+    if shared:
+        raise UsageError(
+            f"{name} shares its server with {', '.join(shared)}, which would go back to the moment as well:"
+            " bring the backup back on another server, and go on with --at"
+        )
+
+
+def _server_of(dsn: str) -> tuple[str, str]:
+    address = conninfo_to_dict(dsn)
+    return str(address.get("host", "")), str(address.get("port", "5432"))
 
 
 def _set_password(dsn: str, role: str, password: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from ops.ports import reserve_port
@@ -177,6 +178,22 @@ def test_a_backup_of_a_shard_that_is_out_is_refused_in_a_line(
     found = shardctl.error("backup", "base", "shard-2", "--to", str(tmp_path))
 
     assert found == (EXIT_UNAVAILABLE, "database_unavailable")
+
+
+def test_a_server_of_several_shards_is_not_taken_back_for_one_of_them(
+    shardctl: Shardctl, fresh_cluster: FreshCluster, tmp_path: Path
+) -> None:
+    with psycopg.connect(fresh_cluster.directory_dsn) as conn:
+        conn.execute(
+            "UPDATE shards SET dsn = %s WHERE name = 'shard-2'",
+            [make_conninfo(fresh_cluster.shard_dsns["shard-1"], dbname="another")],
+        )
+    folders = ("--from", str(tmp_path), "--pgdata", str(tmp_path / "data"))
+
+    done = shardctl.run("restore", "shard", "shard-1", "--yes", *folders)
+
+    assert done.returncode == EXIT_USAGE
+    assert "usage: shard-1 shares its server with shard-2" in done.stderr
 
 
 def test_without_a_directory_every_command_says_so() -> None:
