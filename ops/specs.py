@@ -16,6 +16,8 @@ from ops.processes import PRIVATE_UMASK
 from ops.programs import PgPrograms
 
 DIRECTORY = "directory"
+EVERY_SERVER = "all"
+"""Names that commands take beside those of shards."""
 SERVICE_KEYS, CURSOR_KEYS = "service-keys.json", "cursor-keys.json"
 TOKEN_KEYS, TOKEN_VERIFY_KEYS = "token-keys.json", "token-verify-keys.json"
 DRAIN_S = 5

@@ -11,6 +11,7 @@ from ops.dev_setup import ensure_key_files
 from ops.errors import OpsError, UsageError
 from ops.migrate import migrate_databases
 from ops.output import OutputFormat, OutputOption, print_table, say, show
+from ops.specs import DIRECTORY, EVERY_SERVER
 from sharding.bootstrap import DirectoryLost, create_cluster
 from wire.ids import MAX_SLOTS
 
@@ -87,9 +88,11 @@ def parse_shard(text: str) -> tuple[str, str]:
     """Name and DSN of a --shard.
 
     Raises:
-        UsageError: not NAME=DSN.
+        UsageError: not NAME=DSN, or a name that stands for something else.
     """
     name, equals, dsn = text.partition("=")
     if not name or not equals or not dsn or not name.replace("-", "").isalnum() or "://" in name:
         raise UsageError(f"not NAME=DSN: {text!r}")
+    if name in (DIRECTORY, EVERY_SERVER):
+        raise UsageError(f"no shard can be called {name!r}: commands mean something else by it")
     return name, dsn

@@ -18,6 +18,7 @@ from ops.passwords import rotate_password
 from ops.session import load_map
 from ops.specs import (
     DIRECTORY,
+    EVERY_SERVER,
     cursor_keys_file,
     service_keys_file,
     token_keys_file,
@@ -114,8 +115,8 @@ def password(
     directory_dsn = find_directory_dsn(data_dir)
     dsns = {DIRECTORY: directory_dsn}
     dsns |= {name: info.dsn for name, info in load_map(directory_dsn).shards.items()}
-    names = sorted(dsns) if server == "all" else [server]
-    if server not in {*dsns, "all"}:
+    names = sorted(dsns) if server == EVERY_SERVER else [server]
+    if server not in {*dsns, EVERY_SERVER}:
         raise NotFound(f"the directory knows no shard {server!r}")
     path = passfile or (Path(os.environ["PGPASSFILE"]) if "PGPASSFILE" in os.environ else None)
     if path is None:

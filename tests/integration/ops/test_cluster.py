@@ -19,6 +19,7 @@ def test_a_cluster_is_created_once(fresh_cluster: FreshCluster):
         [shards[0], shards[0]],
         ["--shard=postgresql://h/d"],
         ["--shard=x"],
+        [f"--shard=directory={fresh_cluster.shard_dsns['shard-1']}"],
         [*shards, "--slots=1"],
     ):
         done = shardctl.run("cluster", "create", *wrong)
