@@ -32,17 +32,17 @@ from client.console import (
     FolderArgument,
     Output,
     OutputOption,
+    explaining,
     fail,
     find_folder,
     print_json,
     print_table,
     run,
 )
-from client.folder import Folder, FolderProblem
+from client.folder import Folder
 from client.limits import parse_rate
 from client.progress import Terminal
 from client.remote import PAGE_ENTRIES
-from client.schema import WrongVersion
 from client.session import open_session, stop_on_signals, sync_folder
 from client.state import State
 from client.status import Status, read_status
@@ -78,7 +78,7 @@ def link_command(
         raise typer.BadParameter(f"{url} is not the URL of a server: it begins with https:// or http://")
     place = Folder(folder)
     if place.is_linked() and place.state_path.exists():
-        with contextlib.closing(State(place.state_path)) as state:
+        with explaining(), contextlib.closing(State(place.state_path)) as state:
             if state.find_fact("device_id") is not None:
                 fail(Exit.FOLDER, f"{place.path} is linked already")
     for above in place.path.parents:
@@ -248,11 +248,8 @@ def is_work_left(found: Status) -> bool:
 
 
 def _print_status(place: Folder, output: Output) -> Status:
-    try:
-        with contextlib.closing(place.open(read_only=True)) as state:
-            found = read_status(place, state)
-    except (FolderProblem, WrongVersion) as problem:
-        fail(Exit.FOLDER, str(problem))
+    with explaining(), contextlib.closing(place.open(read_only=True)) as state:
+        found = read_status(place, state)
     if output is Output.JSON:
         print_json(found)
     else:

@@ -1,10 +1,11 @@
 """What all commands share: exit codes, ways to print, finding the folder and the path that is meant."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -59,9 +60,16 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text or js
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, or leave with the exit code of what went wrong."""
-    try:
+    with explaining():
         return asyncio.run(work)
-    except FolderProblem as problem:
+
+
+@contextlib.contextmanager
+def explaining() -> Iterator[None]:
+    """Leave with the exit code of what goes wrong inside, and say what it was."""
+    try:
+        yield
+    except (FolderProblem, WrongVersion) as problem:
         fail(Exit.FOLDER, str(problem))
     except AlreadyRunning as problem:
         fail(Exit.RUNNING, str(problem))
@@ -75,10 +83,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         fail(Exit.BAD_CODE, str(problem))
     except ShardboxError as problem:
         fail(Exit.UNLINKED if problem.status == 401 else Exit.REFUSED, f"{problem.code}: {problem}")
-    except WrongVersion as problem:
-        fail(Exit.ERROR, str(problem))
     except sqlite3.OperationalError as problem:
         fail(Exit.ERROR, f"the state cannot be written: {problem}")
+    except sqlite3.DatabaseError as problem:
+        if problem.sqlite_errorcode & _PRIMARY_CODE not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+        fail(Exit.FOLDER, f"the state is damaged ({problem}): remove the .shardbox folder and link it anew")
+
+
+_PRIMARY_CODE = 0xFF
+"""SQLite says in the other bits where it noticed."""
 
 
 def fail(code: Exit, message: str) -> NoReturn:

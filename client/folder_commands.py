@@ -17,6 +17,7 @@ from client.console import (
     Output,
     OutputOption,
     PathArgument,
+    explaining,
     fail,
     find_folder,
     find_place,
@@ -25,9 +26,8 @@ from client.console import (
     run,
 )
 from client.control import SETTINGS, find_limit, put_setting, set_paused
-from client.folder import Folder, FolderProblem
+from client.folder import Folder
 from client.limits import format_rate, parse_rate
-from client.schema import WrongVersion
 from client.selection import Exclusion, Verb, find_by_path, list_exclusions, order
 from client.session import open_session
 from client.state import State
@@ -161,11 +161,8 @@ def _set_paused(place: Folder, output: Output, *, is_paused: bool) -> None:
 
 @contextlib.contextmanager
 def _opened(place: Folder) -> Iterator[State]:
-    try:
-        with contextlib.closing(place.open()) as state:
-            yield state
-    except (FolderProblem, WrongVersion) as problem:
-        fail(Exit.FOLDER, str(problem))
+    with explaining(), contextlib.closing(place.open()) as state:
+        yield state
 
 
 def _find_remote_folder(state: State, path: str) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,16 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(
     monkeypatch.setattr(client.cli, "read_status", lambda *_: found)
     done = CliRunner().invoke(app, ["status", str(place.path)])
     assert (done.exit_code, done.stdout.count(name)) == (0, 3)
+
+
+@pytest.mark.parametrize("args", [["status"], ["sync"], ["pause"], ["unlink"], ["ls", "--folder"]])
+def test_a_state_that_cannot_be_used_is_told_in_a_line(place: Folder, args: list[str]) -> None:
+    with contextlib.closing(sqlite3.connect(place.state_path)) as conn:
+        conn.execute("PRAGMA user_version = 999")
+    other = CliRunner().invoke(app, [*args, str(place.path)])
+    assert (other.exit_code, other.stderr.count("\n")) == (Exit.FOLDER, 1)
+    for path in place.state_path.parent.glob(f"{place.state_path.name}*"):
+        path.write_bytes(b"no database" * 1_000)
+    damaged = CliRunner().invoke(app, [*args, str(place.path)])
+    assert (damaged.exit_code, damaged.stderr.count("\n")) == (Exit.FOLDER, 1)
+    assert "damaged" in damaged.stderr
