@@ -72,10 +72,11 @@ def _alter(dsn: str, passfile: Path, password: str) -> None:
 
 def _connects(dsn: str, password: str) -> bool:
     try:
-        psycopg.connect(dsn, password=password, connect_timeout=CONNECT_TIMEOUT_S).close()
+        with psycopg.connect(dsn, password=password, connect_timeout=CONNECT_TIMEOUT_S) as conn:
+            # A server that asks for none (`trust`, `peer`) says nothing about it.
+            return conn.pgconn.used_password
     except psycopg.OperationalError:
         return False
-    return True
 
 
 def _replaced(passfile: Path, address: Mapping[str, object], password: str) -> str:
