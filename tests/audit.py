@@ -52,19 +52,23 @@ def _find_licences() -> dict[str, str]:
 
 def _iter_needed() -> Iterator[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    todo = [*project["dependencies"], *project["optional-dependencies"]["embedded"]]
-    seen: set[str] = set()
+    todo = [(x, "") for x in [*project["dependencies"], *project["optional-dependencies"]["embedded"]]]
+    seen: set[tuple[str, str]] = set()
     while todo:
-        requirement = Requirement(todo.pop())
-        name = canonicalize_name(requirement.name)
-        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        text, of_extra = todo.pop()
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": of_extra}):
             continue
-        seen.add(name)
-        try:
-            todo += distribution(name).requires or []
-        except PackageNotFoundError:
-            continue  # not for this platform
-        yield name
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            try:
+                todo += [(x, extra) for x in distribution(name).requires or []]
+            except PackageNotFoundError:
+                continue  # not for this platform
+            yield name
 
 
 def _are_permitted(licences: dict[str, str]) -> bool:
