@@ -13,7 +13,7 @@ from wire.ids import Slot
 
 LOAD_BOUND = 1.15
 """How far a shard may exceed its fair share of slots, which is rounded up where it is only a few. The plain
-ring gives up to 1.6 with 64 slots on six shards; a tighter bound moves more slots when a shard comes or goes."""
+ring gives up to 1.6 with 64 slots on six shards; a tighter bound moves more when a shard comes or goes."""
 
 
 def place_slots(
