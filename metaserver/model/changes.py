@@ -1,6 +1,7 @@
 """What has changed in a namespace since a jid, asked folder by folder: has anything that lives in it?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import chain
 
 from metaserver.model.rows import Entry
 from wire.ids import EntryId, Jid
@@ -26,25 +27,26 @@ class Changes:
         """The jid of the newest change, or `since` if there is none after that."""
         return self._newest.get(entry_id, self.since)
 
-    def add(self, lineage: Sequence[Entry]) -> None:
-        """The last of a live lineage has changed, or has come here."""
-        if not lineage or lineage[-1].last_jid <= self.since:
+    def add(self, changed: Entry, above: Iterable[Entry]) -> None:
+        """A live entry has changed, or has come here, into the folders `above`, from its parent up."""
+        if changed.last_jid <= self.since:
             return
-        changed = lineage[-1]
         self._own[changed.entry_id] = changed.last_jid
         newest = Jid(0)
-        for step in reversed(lineage):
+        for step in chain([changed], above):
             newest = max(newest, self._own.get(step.entry_id, Jid(0)), self.newest_in(step.entry_id))
+            inside = self._below.setdefault(step.parent_id, set())
+            if step.entry_id in inside and self._newest[step.entry_id] == newest:
+                return  # so it has told all that is above it
             self._newest[step.entry_id] = newest
-            self._below.setdefault(step.parent_id, set()).add(step.entry_id)
+            inside.add(step.entry_id)
 
-    def remove(self, lineage: Sequence[Entry]) -> None:
-        """The last of a lineage leaves the folders above it, with all that is below it."""
-        if not lineage or lineage[-1].entry_id not in self._newest:
+    def remove(self, gone: Entry, above: Iterable[Entry]) -> None:
+        """An entry leaves the folders `above`, from its parent up, with all that is below it."""
+        if gone.entry_id not in self._newest:
             return
-        gone = lineage[-1]
         self._below[gone.parent_id].discard(gone.entry_id)
-        for step in reversed(lineage[:-1]):
+        for step in above:
             inside: Iterable[EntryId] = self._below.get(step.entry_id, ())
             newest = max(
                 (self._newest[child] for child in inside), default=self._own.get(step.entry_id, Jid(0))

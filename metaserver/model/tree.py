@@ -4,7 +4,7 @@ Looking at something that has not been loaded raises NeedRows; the service loads
 rules stay pure, and still nobody reads a whole tree.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaserver.model.changes import Changes
@@ -95,9 +95,11 @@ class TreeView:
         """Take in every entry that changed after a jid; what this request has changed counts as well."""
         self.load(rows)
         self._changes = Changes(after)
-        for entry in list(self._by_id.values()):
-            if entry is not None and entry.last_jid > after:
-                self._changes.add(self.list_lineage(entry) or ())
+        changed = [entry for entry in self._by_id.values() if entry is not None and entry.last_jid > after]
+        # The newest first: the folders above the others have then mostly been told of something newer.
+        for entry in sorted(changed, key=lambda entry: entry.last_jid, reverse=True):
+            if self.is_live(entry):
+                self._changes.add(entry, self._iter_above(entry))
 
     def load_below(self, folder_id: EntryId, rows: Sequence[Entry], *, is_all: bool) -> None:
         """Take in all that lives below a folder, or with `is_all` False so much of it that it is too much."""
@@ -154,6 +156,14 @@ class TreeView:
             at = self.find_entry(at.parent_id)
         return None if at is None else lineage[::-1]
 
+    def _iter_above(self, entry: Entry) -> Iterator[Entry]:
+        """The folders above a live entry, from its parent up to the root's child."""
+        while entry.parent_id != ROOT_ENTRY:
+            above = self.find_entry(entry.parent_id)
+            assert above is not None, "what is above a live entry is there"
+            yield above
+            entry = above
+
     def list_places(self, entry: Entry) -> list[Entry] | None:
         """The entry and its ancestors from the root's child down, dead or alive; None if one is missing."""
         places: list[Entry] = []
@@ -195,6 +205,7 @@ class TreeView:
 
     def find_path(self, entry: Entry) -> str | None:
         """The displayed path of a live entry; None where it is too long to be shown."""
+        assert self.is_live(entry), "only what is live has a path"
         if entry.entry_id == ROOT_ENTRY:
             return ""
         if entry.parent_id not in self._paths:
@@ -202,6 +213,7 @@ class TreeView:
         return _join_shown(self._paths[entry.parent_id], f"/{entry.name}")
 
     def _find_folder_path(self, folder_id: EntryId) -> str | None:
+        # What it depends on is in `_under`: only what is known to live is asked for.
         path = ""
         while folder_id not in self._paths and len(path) <= MAX_SHOWN_PATH_CHARS:
             folder = self.find_entry(folder_id)
@@ -266,20 +278,22 @@ class TreeView:
         if is_new:
             self._complete.add(entry.entry_id)
         old = self._by_id.get(entry.entry_id)
-        if old is not None and old.kind is Kind.FOLDER:
+        if any(entry.entry_id in known for known in self._under.values()):
+            # It is above something that has been told of.
             self._under.clear()
             self._paths = {ROOT_ENTRY: ""}
         if old is not None and not old.is_deleted:
-            if self._changes is not None and (entry.is_deleted or old.parent_id != entry.parent_id):
-                self._changes.remove(self.list_lineage(old) or ())
+            has_left = entry.is_deleted or old.parent_id != entry.parent_id
+            if self._changes is not None and has_left and self.is_live(old):
+                self._changes.remove(old, self._iter_above(old))
             self._by_place[old.parent_id, old.name_key] = None
             self._children[old.parent_id].discard(old.entry_id)
         self._by_id[entry.entry_id] = entry
         if not entry.is_deleted:
             self._by_place[entry.parent_id, entry.name_key] = entry.entry_id
             self._children.setdefault(entry.parent_id, set()).add(entry.entry_id)
-            if self._changes is not None:
-                self._changes.add(self.list_lineage(entry) or ())
+            if self._changes is not None and self.is_live(entry):
+                self._changes.add(entry, self._iter_above(entry))
 
 
 def _join_shown(above: str | None, below: str) -> str | None:

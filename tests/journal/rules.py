@@ -296,27 +296,29 @@ def _is_lost(lineage: list[Entry]) -> bool:
     return any(entry.is_deleted for entry in lineage) or len(lineage) >= _FAR
 
 
+def _show_any_path(patch: Patch) -> None:
+    for name in ("path_of", "find_path"):
+        patch.setattr(
+            tree.TreeView, name, lambda view, entry: "".join("/" + e.name for e in _lineage(view, entry))
+        )
+
+
 @rule("nothing is put below a dead folder, and nothing dead is changed")
 def _no_dead_parents(patch: Patch, _: World) -> None:
     patch.setattr(tree.TreeView, "find_live", tree.TreeView.find_entry)
-    patch.setattr(
-        tree.TreeView, "path_of", lambda view, entry: "".join("/" + e.name for e in _lineage(view, entry))
-    )
+    _show_any_path(patch)
 
 
 @rule("a folder is not put below itself")
 def _not_below_itself(patch: Patch, _: World) -> None:
     patch.setattr(tree.TreeView, "is_below", lambda _view, _entry, _folder: False)
-    patch.setattr(
-        tree.TreeView, "path_of", lambda view, entry: "".join("/" + e.name for e in _lineage(view, entry))
-    )
+    _show_any_path(patch)
     patch.setattr(
         tree.TreeView,
         "list_lineage",
         lambda view, entry: None if _is_lost(lineage := _lineage(view, entry)) else lineage,
     )
     patch.setattr(tree.TreeView, "is_live", lambda view, entry: not _is_lost(_lineage(view, entry)))
-    patch.setattr(tree.TreeView, "find_path", tree.TreeView.path_of)
 
 
 @rule("the writers of a namespace take turns", errors=[UniqueViolation])
@@ -381,9 +383,7 @@ def _walks_down(patch: Patch, _: World) -> None:
 @rule("a walk is of what lives")
 def _walks_live(patch: Patch, _: World) -> None:
     patch.setattr(walk, "_WALK", walk._WALK.replace("AND NOT n.is_deleted", ""))
-    patch.setattr(
-        tree.TreeView, "path_of", lambda view, entry: "".join("/" + e.name for e in _lineage(view, entry))
-    )
+    _show_any_path(patch)
 
 
 # ---- Scan

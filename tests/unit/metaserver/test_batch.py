@@ -660,13 +660,13 @@ def test_a_batch_looks_at_what_others_changed_once(monkeypatch: pytest.MonkeyPat
     seen = table.head
     table.run(*(mkdir(f"/new/{i}") for i in range(200)))
     looked: list[EntryId] = []
-    walk_up = TreeView.list_lineage
+    is_live = TreeView.is_live
 
-    def counted(view: TreeView, entry: Entry) -> list[Entry] | None:
+    def counted(view: TreeView, entry: Entry) -> bool:
         looked.append(entry.entry_id)
-        return walk_up(view, entry)
+        return is_live(view, entry)
 
-    monkeypatch.setattr(TreeView, "list_lineage", counted)
+    monkeypatch.setattr(TreeView, "is_live", counted)
     running = table.batch()
     for i in range(20):
         running.apply(delete(at(f"/old/{i}"), seen))

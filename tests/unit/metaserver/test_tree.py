@@ -107,3 +107,22 @@ def test_a_change_of_a_folder_is_seen_below_it(change: Callable[[Entry], Entry])
     assert not view.is_under(file, EntryId(1))
     if not changed.is_deleted:
         assert view.find_path(file) == view.path_of(file) == "/moved/e3/e4"
+
+
+def test_changes_far_below_are_told_upwards_once(looked: list[EntryId]):
+    view = deep_view()
+    view.load_changed(Jid(DEPTH), [])
+    assert len(looked) <= 4 * DEPTH
+    assert view.has_changed_below(EntryId(1), Jid(ENTRIES[-1] - 1))
+    assert not view.has_changed_below(EntryId(1), Jid(ENTRIES[-1]))
+
+
+def test_what_was_told_stays_while_nothing_below_changes(looked: list[EntryId]):
+    view = deep_view()
+    view.load_changed(Jid(DEPTH), [])
+    files = [entry for i in ENTRIES if (entry := view.find_live(EntryId(i))) is not None]
+    looked.clear()
+    for file in files:
+        view.put(entry_of(file.entry_id, file.parent_id, Kind.FILE, is_deleted=True))
+    assert not view.has_changed_below(EntryId(1), Jid(DEPTH))
+    assert len(looked) <= 2 * DEPTH
