@@ -215,7 +215,7 @@ async def _ask(conn: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _patience(give_up: Callable[[], None]) -> Iterator[None]:
+def _patience(give_up: Callable[[], None]) -> Generator[None]:
     """Give up on the body after the probe's time, counted in turns of the event loop.
 
     After a stall (a paused machine, a long computation) the answer may lie there unread while a timer that
