@@ -19,7 +19,12 @@ from ops.osuser import OsUser, ensure_server_user
 from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.programs import find_programs
 from ops.restore.directory import DirectoryReport, ask_shards, newest_map, write_directory
-from ops.restore.embedded import migrate_directory, restore_embedded_directory, restore_embedded_shard
+from ops.restore.embedded import (
+    abandon_embedded_restore,
+    migrate_directory,
+    restore_embedded_directory,
+    restore_embedded_shard,
+)
 from ops.restore.recover import Recovery
 from ops.restore.shard import Cluster, RestoreReport, check_old_is_gone, reconcile_at, recover_shard
 from ops.restore.steps import DOING, Step
@@ -233,6 +238,28 @@ def _print_report(report: RestoreReport) -> None:
     if report.former_data is not None:
         print(f"the data that were there before lie in {report.former_data}")
     print("take a base backup of it now: `shardctl backup base`")
+
+
+@app.command()
+def abandon(
+    name: Annotated[str, typer.Argument(help="The shard.")],
+    pgdata: Annotated[
+        Path | None, typer.Option(help="The data folder of a server of your own, on this machine.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    output: OutputOption = OutputFormat.TEXT,
+) -> None:
+    """Forget a restore that did not get to its moment; the server can be started with its former data.
+
+    Refused once the log has been replayed, or where those data are gone.
+    """
+    if pgdata is not None:
+        state = _own_recovery(pgdata.absolute(), ShardBackups(pgdata.absolute(), name), None).abandon()
+    elif os.environ.get(DIRECTORY_DSN_VARIABLE) and data_dir is None:
+        raise UsageError("name the data folder: --pgdata")
+    else:
+        state = abandon_embedded_restore(layout_of(data_dir), name, say)
+    show(state, output, lambda: print(f"restore {state.restore_id} is forgotten; start the server now"))
 
 
 @app.command()

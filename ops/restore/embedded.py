@@ -18,7 +18,7 @@ from ops.restore.directory import DirectoryReport, ask_shards, newest_map, write
 from ops.restore.private import Tell
 from ops.restore.recover import Recovery
 from ops.restore.shard import Cluster, RestoreReport, recover_shard
-from ops.restore.work import Target, work_of
+from ops.restore.work import RestoreState, Target, work_of
 from ops.specs import DIRECTORY, POSTGRES_GRACE_S, ClusterRecord, database_of, pg_server, postgres_spec
 from ops.state import read_specs
 from sharding.shardmap import ShardMap, read_map_file
@@ -75,6 +75,21 @@ def restore_embedded_shard(
         wait_until_ready(layout, {name: server.is_ready})
         recovery.finish()
     return report
+
+
+def abandon_embedded_restore(layout: DevLayout, name: str, tell: Tell) -> RestoreState:
+    """Forget a restore that was begun, so that the shard can be started with its former data.
+
+    Raises:
+        OpsError: see `Recovery.abandon`.
+    """
+    record = read_record(layout)
+    if name not in record.shard_names:
+        raise NotFound(f"the cluster has no shard {name!r}")
+    with exclusive(layout, tell):
+        server = servers_of(layout, record, tell)[name]
+        backups = ShardBackups(layout.backups, name)
+        return Recovery(work_of(server.data_dir), backups, server.programs, server.user, tell).abandon()
 
 
 def _run_only(layout: DevLayout, needed: dict[str, PgServer], *, without: str, tell: Tell) -> None:

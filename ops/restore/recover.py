@@ -89,6 +89,23 @@ class Recovery:
             )
         return backup
 
+    def abandon(self) -> RestoreState:
+        """Forget a restore whose log has not been replayed to its end; the server has its former data.
+
+        Raises:
+            UsageError: there is none, it is further than that, or the former data are gone.
+        """
+        state = self.work.read_state()
+        if state is None:
+            raise UsageError(f"no restore of {self.backups.shard} is under way")
+        if state.phase not in (Phase.COPYING, Phase.COPIED):
+            raise UsageError(f"restore {state.restore_id} is too far ({state.phase}): finish it")
+        if not self.work.data.exists():
+            raise UsageError(f"{self.work.data} is gone: there is nothing to go back to")
+        self.drop_copies()
+        self.finish()
+        return state
+
     def drop_copies(self) -> None:
         """Delete what an attempt has made."""
         end_leftover(self.work.restoring)
