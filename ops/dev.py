@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from migrations import Tree
@@ -101,6 +101,8 @@ def up(
         # Servers that run go on; the others wait until their databases are migrated.
         ask_for(layout, [spec for spec in wanted if spec in databases or spec.name in running], say)
         wait_until_ready(layout, {server.name: server.is_ready for server in servers})
+        if record.is_archiving:
+            _say_who_does_not_archive(servers, say)
         _prepare_databases(servers, dsns, say)
         layout.whole_file.touch()
         ask_for(layout, wanted, say)
@@ -108,6 +110,14 @@ def up(
             say("waiting for the servers")
         wait_until_ready(layout, {s.name: _probe_of(s.url) for s in wanted if s.url is not None})
     return record
+
+
+def _say_who_does_not_archive(servers: Sequence[PgServer], say: Say) -> None:
+    for server in servers:
+        with server.connect() as conn:
+            row = conn.execute("SHOW archive_mode").fetchone()
+        if row == ("off",):
+            say(f"{server.name} archives from its next start on: `shardctl dev down`, then `shardctl dev up`")
 
 
 def run_beside(layout: DevLayout, specs: list[ProcessSpec], say: Say) -> None:

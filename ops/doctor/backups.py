@@ -83,10 +83,13 @@ def check_backups(folder: Path, shards: Iterable[str], max_age: timedelta) -> It
             continue
         newest = found[-1]
         age = datetime.now(UTC) - newest.finished_at
-        gap = backups.reach(newest).missing
-        if gap is not None:
-            detail = f"the archive lacks {gap.name}: nothing after it can be restored"
+        reach = backups.reach(newest)
+        if reach.missing is not None:
+            detail = f"the archive lacks {reach.missing.name}: nothing after it can be restored"
             yield fail("backup", shard, detail, remedy)
+        elif reach.last is None:
+            detail = f"nothing since {newest.backup_id} is archived: what came after it cannot be restored"
+            yield warn("backup", shard, detail, "have the server archive its log (docs/operations.md)")
         elif age > max_age:
             hours = age.total_seconds() / 3600
             yield warn("backup", shard, f"the newest base backup is {hours:.0f} hours old", remedy)

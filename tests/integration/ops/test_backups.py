@@ -110,10 +110,12 @@ def test_the_doctor_tells_of_backups_that_are_missing_old_or_cannot_be_followed(
 
     assert examined(timedelta(days=1)) == [("backup", Verdict.WARN)]
     made = backups.ok("base", SHARD)["backup"]
+    assert examined(timedelta(days=1)) == [("backup", Verdict.WARN)]  # nothing is archived
+    needed = backups.shard.get_backup(made["backup_id"]).first_segment
+    (backups.shard.wal / needed.name).touch()
     assert examined(timedelta(days=1)) == [("backup", Verdict.OK)]
     assert examined(timedelta(0)) == [("backup", Verdict.WARN)]
-    needed = backups.shard.get_backup(made["backup_id"]).first_segment
-    (backups.shard.wal / Segment(needed.timeline, needed.number + 1).name).touch()
+    (backups.shard.wal / Segment(needed.timeline, needed.number + 2).name).touch()
     assert examined(timedelta(days=1)) == [("backup", Verdict.FAIL)]
     assert backups.error("verify", SHARD) == (1, "backup_damaged")
 
