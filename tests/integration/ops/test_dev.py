@@ -119,6 +119,21 @@ def test_a_restore_that_cannot_begin_leaves_the_shard_running(
     assert dev_cluster.pids() == before
 
 
+def test_a_restore_that_does_not_get_to_its_moment_is_abandoned(dev_cluster: DevCluster) -> None:
+    restore = ("restore", "shard", "shard-2", "--yes", "--to-time", "2100-01-01T00:00:00Z")
+    assert shardctl(dev_cluster, "backup", "base", "shard-2").returncode == 0
+    assert "shardctl: recovery_failed: " in shardctl(dev_cluster, *restore).stderr
+    assert "shardctl: data_lost: " in shardctl(dev_cluster, "dev", "up").stderr
+
+    abandoned = shardctl(dev_cluster, "restore", "abandon", "shard-2")
+    again = shardctl(dev_cluster, "restore", "abandon", "shard-2")
+
+    assert (abandoned.returncode, again.returncode) == (0, EXIT_USAGE), abandoned.stderr
+    assert shardctl(dev_cluster, "dev", "up").returncode == 0
+    assert [path.name for path in (dev_cluster.layout.postgres / "shard-2").iterdir()] == ["data"]
+    assert shardctl(dev_cluster, "doctor").returncode == 0
+
+
 @pytest.mark.long
 async def test_a_lost_shard_and_a_lost_directory_come_back(dev_cluster: DevCluster, tmp_path: Path) -> None:
     report = Report()
