@@ -83,7 +83,7 @@ class DeviceUser(FastHttpUser):
     connection_timeout = 10.0
 
     def on_start(self) -> None:
-        """Link, read the tree, and begin to follow it."""
+        """Link, read the tree, begin to follow it, and bring the first files along."""
         self.token = ""
         request = LinkDevice(
             code=_codes.pop(),
@@ -99,6 +99,7 @@ class DeviceUser(FastHttpUser):
         """What following has told, by id."""
         self.take(self.list_whole())
         self.follower = gevent.spawn(self.follow)
+        self.save()
 
     def on_stop(self) -> None:
         """Stop following, and see whether it has told all."""
