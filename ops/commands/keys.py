@@ -72,7 +72,7 @@ def rotate_keys(
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Sign with a new key from now on; what the old one has signed stays good. Cut short, run it again."""
-    store = _store(kind, file, public_file, data_dir)
+    store = _whole_store(kind, file, public_file, data_dir)
     if only_add:
         key_id = store.ensure_next()
     else:
@@ -94,7 +94,7 @@ def retire(
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Take out the keys that have been rotated away, once nothing that they have signed is good any more."""
-    store = _store(kind, file, public_file, data_dir)
+    store = _whole_store(kind, file, public_file, data_dir)
     signing = store.list_keys()[0].key_id
     wait_until_loaded(kind, signing, _urls(file, url, data_dir), timeout_s=LOADED_TIMEOUT_S)
     gone = store.retire(is_forced=force)
@@ -125,6 +125,16 @@ def password(
         rotate_password(name, dsns[name], path)
         say(f"{name} has a new password")
     show({"servers": names}, output, lambda: None)
+
+
+def _whole_store(
+    kind: KeyKind, file: Path | None, public_file: Path | None, data_dir: Path | None
+) -> KeyStore:
+    """The files to change: what a token's private key signs is good where the public one has come."""
+    store = _store(kind, file, public_file, data_dir)
+    if kind is KeyKind.TOKEN and store.public_file is None:
+        raise UsageError("name the file of the public keys too: --public-file")
+    return store
 
 
 def _store(kind: KeyKind, file: Path | None, public_file: Path | None, data_dir: Path | None) -> KeyStore:
