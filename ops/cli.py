@@ -13,7 +13,7 @@ from ops.commands import backup, blocks, cluster, dev, device, identity, keys, r
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
-from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, OpsError
+from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE, OpsError
 from wire import faults
 from wire.errors import NotFound, ShardboxError
 
@@ -68,6 +68,11 @@ def main() -> None:
     except psycopg.OperationalError as error:
         # A server that goes away while a command is at work, wherever that is.
         _fail("database_unavailable", str(error).strip(), EXIT_UNAVAILABLE)
+    except psycopg.ProgrammingError as error:
+        if error.sqlstate is not None:
+            raise
+        # Not from a server: an address that libpq does not take for one.
+        _fail("usage", str(error).strip(), EXIT_USAGE)
     except OSError as error:
         if error.filename is None:
             raise

@@ -90,11 +90,12 @@ class ShardBackups:
             folder.chmod(PASSABLE_FOLDER)
 
     def list_backups(self) -> list[BaseBackup]:
-        """The whole ones, the oldest first."""
-        found = [
-            msgspec.json.decode(path.read_bytes(), type=BaseBackup)
-            for path in self.base.glob("*/backup.json")
-        ]
+        """The whole ones, the oldest first.
+
+        Raises:
+            BackupDamaged: the record of one cannot be read.
+        """
+        found = [_read_record(path) for path in self.base.glob("*/backup.json")]
         return sorted(found, key=lambda backup: (backup.finished_at, backup.backup_id))
 
     def get_backup(self, backup_id: str) -> BaseBackup:
@@ -163,3 +164,10 @@ class ShardBackups:
             for name in names:
                 (self.wal / name).unlink()
         return [backup.backup_id for backup in old], names
+
+
+def _read_record(path: Path) -> BaseBackup:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BaseBackup)
+    except msgspec.MsgspecError as error:
+        raise BackupDamaged(f"{path} is no record of a backup: {error}") from error

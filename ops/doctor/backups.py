@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from ops.backup.repository import ShardBackups
+from ops.backup.repository import BackupDamaged, ShardBackups
 from ops.doctor.finding import Finding, fail, ok, warn
 from ops.restore.work import WorkPaths
 from sharding.directory import Connection
@@ -76,7 +76,11 @@ def check_backups(folder: Path, shards: Iterable[str], max_age: timedelta) -> It
     """Whether each shard has a base backup that is young enough, and an archive without a gap."""
     for shard in shards:
         backups = ShardBackups(folder, shard)
-        found = backups.list_backups()
+        try:
+            found = backups.list_backups()
+        except BackupDamaged as error:
+            yield fail("backup", shard, str(error), "remove that base backup, and take another")
+            continue
         remedy = f"run `shardctl backup base {shard}`, and once a day from now on"
         if not found:
             yield warn("backup", shard, f"there is no base backup in {backups.base}", remedy)

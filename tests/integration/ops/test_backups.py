@@ -118,6 +118,9 @@ def test_the_doctor_tells_of_backups_that_are_missing_old_or_cannot_be_followed(
     (backups.shard.wal / Segment(needed.timeline, needed.number + 2).name).touch()
     assert examined(timedelta(days=1)) == [("backup", Verdict.FAIL)]
     assert backups.error("verify", SHARD) == (1, "backup_damaged")
+    (backups.shard.folder(made["backup_id"]) / "backup.json").write_text("{}")
+    assert backups.error("list") == (1, "backup_damaged")
+    assert examined(timedelta(days=1)) == [("backup", Verdict.FAIL)]
 
 
 def test_the_doctor_tells_of_unfinished_restores(fresh_cluster: FreshCluster, tmp_path: Path) -> None:

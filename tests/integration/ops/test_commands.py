@@ -196,6 +196,21 @@ def test_a_server_of_several_shards_is_not_taken_back_for_one_of_them(
     assert "usage: shard-1 shares its server with shard-2" in done.stderr
 
 
+def test_an_address_that_is_none_is_wrong_usage() -> None:
+    assert Shardctl("garbage").error("user", "list") == (EXIT_USAGE, "usage")
+
+
+def test_token_keys_are_not_changed_without_their_public_ones(shardctl: Shardctl, tmp_path: Path) -> None:
+    shardctl.json("cluster", "keys", str(tmp_path))
+    private = tmp_path / "token-keys.json"
+    before = private.read_bytes()
+
+    for command in (("rotate", "token", "--only-add"), ("retire", "token", "--force")):
+        assert shardctl.error("keys", *command, "--file", str(private)) == (EXIT_USAGE, "usage")
+
+    assert private.read_bytes() == before
+
+
 def test_without_a_directory_every_command_says_so() -> None:
     held = reserve_port()
     nowhere = Shardctl(f"postgresql://shardbox@127.0.0.1:{held.port}/directory")
