@@ -43,7 +43,7 @@ decoder holds the interpreter's lock, and a batch of 128 MiB in a thread stopped
 
 
 class ByteBudget:
-    """A bound on memory.
+    """A bound on memory: of bodies, and of answers that wait for their clients to take them.
 
     Whoever does not fit in is sent away at once: to wait would hold a connection and help nobody.
     """
@@ -67,10 +67,17 @@ class ByteBudget:
         share.grow(byte_count)
         return share
 
-    def add(self, byte_count: int, owner: str | None) -> None:
+    def hold(self, byte_count: int, owner: str | None = None) -> "Share":
+        """A share of what is in memory already, and so is not refused; what comes next may be."""
+        share = Share(self, owner)
+        share.grow(byte_count, is_there=True)
+        return share
+
+    def add(self, byte_count: int, owner: str | None, *, is_there: bool) -> None:
         """Count more; the share's part of `grow`."""
         held = self._by_owner.get(owner, 0) + byte_count if owner is not None else 0
-        if self.used_bytes + byte_count > self.limit_bytes or held > self.limit_bytes * MAX_SHARE_OF_ONE:
+        is_full = self.used_bytes + byte_count > self.limit_bytes
+        if not is_there and (is_full or held > self.limit_bytes * MAX_SHARE_OF_ONE):
             raise Overloaded("too many bytes are under way here", retry_after_s=RETRY_AFTER_S)
         self.used_bytes += byte_count
         if owner is not None:
@@ -93,13 +100,13 @@ class Share:
         self._owner = owner
         self._byte_count = 0
 
-    def grow(self, byte_count: int) -> None:
-        """Take more.
+    def grow(self, byte_count: int, *, is_there: bool = False) -> None:
+        """Take more; `is_there`: it is in memory already.
 
         Raises:
             Overloaded: it does not fit in now; what was taken before is kept.
         """
-        self._budget.add(byte_count, self._owner)
+        self._budget.add(byte_count, self._owner, is_there=is_there)
         self._byte_count += byte_count
 
     def release(self) -> None:

@@ -11,7 +11,7 @@ import structlog
 import tornado.web
 from tornado.http1connection import HTTP1Connection
 
-from runtime.bodies import BodyHandler, decode_in_turns
+from runtime.bodies import BodyHandler, Share, bodies_of, decode_in_turns
 from runtime.logs import get_log
 from runtime.metrics import CONTENT_TYPE, ServerMetrics
 from runtime.openapi import Raw, endpoint
@@ -43,6 +43,8 @@ MAX_INTERNAL_BODY_BYTES = 64 * 2**20
 """The targets of a whole upload session, 524,287 blocks of 80 bytes; all others are far smaller."""
 BETWEEN_REQUESTS_S = 0.05
 """Who has had an answer and sends the next request at once, from the same network, is here by then."""
+LOOK_S = 1.0
+"""How soon it is seen that the client of an unfinished answer has gone."""
 ANSWER_TIMEOUT_S = 120.0
 """How long the end of an answer may be on its way: 2 MB at 133 kbit/s. Who does not read it holds memory."""
 
@@ -202,10 +204,22 @@ class BaseHandler(BodyHandler):
         """Finish; hang up on whoever does not take the answer."""
         sent = super().finish(chunk)
         if not sent.done():
-            stream = cast(HTTP1Connection, self.request.connection).stream
-            timer = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, stream.close)
-            sent.add_done_callback(lambda _: timer.cancel())
+            # Of a stranger's answers none is long.
+            byte_count = len(chunk) if isinstance(chunk, bytes) and not self.is_stranger else 0
+            share = bodies_of(self.application).known.hold(byte_count, self.owner)
+            self._leaving = asyncio.create_task(self._see_off(sent, share))
         return sent
+
+    async def _see_off(self, sent: "asyncio.Future[None]", share: Share) -> None:
+        """Give the memory of an answer back once it has left; whoever does not take it is hung up on."""
+        stream = cast(HTTP1Connection, self.request.connection).stream
+        with share:
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    while not (sent.done() or stream.closed()):
+                        await asyncio.wait({sent}, timeout=LOOK_S)  # a connection that closes ends no wait
+            except TimeoutError:
+                stream.close()
 
     def on_end(self) -> None:
         """Called once or more when the request is over, answered or not."""

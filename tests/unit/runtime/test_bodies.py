@@ -32,6 +32,7 @@ from wire.keys import KeyRing
 TIMEOUT_S = 0.3
 BIG = 10 * SMALL_BODY_BYTES
 KNOWN_BYTES = 2 * BIG
+LARGE_BYTES = 64 * 2**20
 
 
 class Echo(msgspec.Struct):
@@ -58,11 +59,11 @@ class EchoHandler(BaseHandler):
         self.answer(Echo(request.text))
 
 
-class LargeHandler(BaseHandler):
+class LargeHandler(EchoHandler):
     """Sends more than a socket's buffers hold."""
 
     def get(self) -> None:
-        self.finish(bytes(64 * 2**20))
+        self.finish(bytes(LARGE_BYTES))
 
 
 class PackedHandler(InternalHandler):
@@ -282,6 +283,30 @@ async def test_who_does_not_read_the_answer_is_hung_up_on(server: Server, monkey
         return not server.http._connections
 
     await wait_until(closed, "the connection's end", timeout_s=10)
+
+
+async def test_an_answer_that_is_not_read_is_memory_of_its_account(server: Server):
+    known = server.bodies.known
+    known.limit_bytes = int(1.1 * LARGE_BYTES)
+    connection = await server.connect()
+    await connection.head("GET /large", "X-User: a")
+
+    async def counted() -> bool:
+        return known.used_bytes == LARGE_BYTES
+
+    await wait_until(counted, "the answer to be counted", timeout_s=10)
+    assert await server.ask(b"{}", "X-User: a") == (503, "overloaded")
+    assert await server.ask(b"{}", "X-User: b") == (200, "")
+    await connection.close()
+    await server.all_is_over()
+    assert await server.ask(b"{}", "X-User: a") == (200, "")
+
+
+async def test_a_stranger_s_answer_takes_nobody_s_memory(server: Server):
+    connection = await server.connect()
+    await connection.head("GET /large")
+    await server.all_is_over()
+    assert await server.ask(b"{}", "X-User: a") == (200, "")
 
 
 async def test_draining_waits_for_who_comes_back_at_once():
