@@ -71,5 +71,4 @@ async def build(settings: BlockserverSettings, stack: AsyncExitStack) -> tornado
 
 def main() -> None:
     """Run the blockserver until it is told to stop."""
-    settings = BlockserverSettings()
-    run_server("blockserver", settings, lambda stack: build(settings, stack))
+    run_server("blockserver", BlockserverSettings, build)

@@ -105,5 +105,4 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
 
 def main() -> None:
     """Run a metaserver until it is told to stop."""
-    settings = MetaserverSettings()  # pyright: ignore[reportCallIssue]
-    run_server("metaserver", settings, lambda stack: build(settings, stack))
+    run_server("metaserver", MetaserverSettings, build)

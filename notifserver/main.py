@@ -21,6 +21,7 @@ SPARE_FILES = 1_000
 
 async def build(settings: NotifserverSettings, stack: AsyncExitStack) -> tornado.web.Application:
     """All objects of the process."""
+    raise_file_limit(2 * settings.max_polls + SPARE_FILES)
     metrics = ServerMetrics()
     notif_metrics = NotifMetrics(metrics.registry)
     keys = KeyFiles(metrics.registry)
@@ -50,6 +51,4 @@ def raise_file_limit(wanted: int) -> None:
 
 def main() -> None:
     """Run the notifserver until it is told to stop."""
-    settings = NotifserverSettings()
-    raise_file_limit(2 * settings.max_polls + SPARE_FILES)
-    run_server("notifserver", settings, lambda stack: build(settings, stack))
+    run_server("notifserver", NotifserverSettings, build)

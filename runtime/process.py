@@ -1,26 +1,34 @@
 """A server process from start to drain."""
 
+import argparse
 import asyncio
 import signal
 import ssl
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from typing import TypeVar
 
+import pydantic
 import tornado.httpserver
 import tornado.netutil
 import tornado.web
 import uvloop
 
 from runtime.logs import configure_logs, get_log
-from runtime.settings import ServerSettings
+from runtime.settings import PREFIX, ServerSettings
 from runtime.tls import keep_certificate_fresh, open_server_context
 from runtime.web import in_flight
 from wire import faults
 
 _log = get_log(__name__)
 
-Build = Callable[[AsyncExitStack], Awaitable[tornado.web.Application]]
+S = TypeVar("S", bound=ServerSettings)
+Build = Callable[[S, AsyncExitStack], Awaitable[tornado.web.Application]]
 """Builds a server's objects on the running loop; what must be closed is pushed on the stack."""
+
+REFUSED_STATUS = 2
+"""Exit status where a setting will not do: to start again changes nothing."""
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HTTP_BODY_BYTES = 2**30
@@ -32,16 +40,52 @@ CLOSE_TIMEOUT_S = 2.0
 """Closing a connection waits for its request's loop, which takes a turn or two; it may not keep us alive."""
 
 
-def run_server(name: str, settings: ServerSettings, build: Build) -> None:
+def run_server(name: str, kind: type[S], build: Build[S]) -> None:
     """Run until SIGTERM or SIGINT, then drain: be unready for a moment, stop accepting, let requests finish,
     close.
 
     An application that holds requests back has `drain` among its settings: an `async def (drain_s)` that lets
     them go within that time.
     """
+    _make_parser(name, kind).parse_args()
+    configure_logs("info", name)
+    settings = _read_settings(kind)
     configure_logs(settings.log_level, name)
     faults.arm_from_environment()
     uvloop.run(_serve(name, settings, build))
+
+
+def _make_parser(name: str, kind: type[ServerSettings]) -> argparse.ArgumentParser:
+    """There is nothing to be given but `--help`, which lists the settings."""
+    lines = [
+        f"  {_variable((field,))} = {'(needed)' if info.is_required() else _show(info)}"
+        for field, info in kind.model_fields.items()
+    ]
+    return argparse.ArgumentParser(
+        prog=f"shardbox-{name}",
+        description=f"The {name}: all settings come from the environment (docs/settings.md tells of each).",
+        epilog="\n".join(["settings and their defaults:", *sorted(lines)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return PREFIX + str(place[0]).upper() if place else "several together"
+
+
+def _show(info: pydantic.fields.FieldInfo) -> str:
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return "" if default is None or default == [] else str(default)
+
+
+def _read_settings(kind: type[S]) -> S:
+    try:
+        return kind()
+    except pydantic.ValidationError as refused:
+        # Not the values: a DSN may hold a password.
+        errors = {_variable(e["loc"]): e["msg"] for e in refused.errors()}
+        _log.error("settings_refused", errors=errors)
+        sys.exit(REFUSED_STATUS)
 
 
 def make_http_server(
@@ -63,26 +107,19 @@ def make_http_server(
     )
 
 
-async def _serve(name: str, settings: ServerSettings, build: Build) -> None:
+async def _serve(name: str, settings: S, build: Build[S]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        app = await build(stack)
-        app.settings["trusted_proxies"] = settings.trusted_proxies
-        server = make_http_server(
-            app,
-            header_timeout_s=settings.header_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
-            ssl_options=_open_tls(settings, stack),
-        )
-        sockets = tornado.netutil.bind_sockets(
-            settings.listen_port, settings.listen_host, backlog=LISTEN_BACKLOG
-        )
-        server.add_sockets(sockets)
-        port = sockets[0].getsockname()[1]
-        _log.info("listening", host=settings.listen_host, port=port)
+        try:
+            app = await build(settings, stack)
+            server = _listen(app, settings, stack)
+        except (OSError, ValueError) as error:
+            # A file that is missing or not what it should be, or a port that is taken.
+            _log.error("start_refused", error=f"{type(error).__name__}: {error}")
+            sys.exit(1)
         await stop.wait()
         _log.info("draining", notice_s=settings.drain_notice_s, seconds=settings.drain_s)
         in_flight(app).is_draining = True
@@ -100,6 +137,22 @@ async def _serve(name: str, settings: ServerSettings, build: Build) -> None:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await server.close_all_connections()
     _log.info("stopped", name=name)
+
+
+def _listen(
+    app: tornado.web.Application, settings: ServerSettings, stack: AsyncExitStack
+) -> tornado.httpserver.HTTPServer:
+    app.settings["trusted_proxies"] = settings.trusted_proxies
+    server = make_http_server(
+        app,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        ssl_options=_open_tls(settings, stack),
+    )
+    sockets = tornado.netutil.bind_sockets(settings.listen_port, settings.listen_host, backlog=LISTEN_BACKLOG)
+    server.add_sockets(sockets)
+    _log.info("listening", host=settings.listen_host, port=sockets[0].getsockname()[1])
+    return server
 
 
 def _open_tls(settings: ServerSettings, stack: AsyncExitStack) -> ssl.SSLContext | None:

@@ -1,7 +1,7 @@
 """Settings that every server has, read from the environment (twelve-factor)."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -9,6 +9,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from runtime.oidc import DEFAULT_LEEWAY_S
 from runtime.rates import BURST_PER_ACCOUNT, REQUESTS_PER_ACCOUNT_S, RateLimiter, Rates
 from wire.keys import KeyRing
+
+PREFIX = "SHARDBOX_"
+"""Of the variables' names."""
 
 
 def _split(value: object) -> object:
@@ -23,14 +26,19 @@ NetworkList = Annotated[list[IPvAnyNetwork], NoDecode, BeforeValidator(_split)]
 """Comma-separated addresses and networks (CIDR)."""
 
 
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(lambda text: str(text).lower())
+]
+
+
 class ServerSettings(BaseSettings):
     """The part that is alike in all servers; each adds its own fields. Names carry the prefix SHARDBOX_."""
 
-    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix="SHARDBOX_", extra="ignore")
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     listen_host: str = "127.0.0.1"
     listen_port: int = Field(ge=0, le=65_535)
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     service_keys_file: Path
     """Key ring of the credentials that servers show one another."""
     drain_s: float = Field(default=10.0, ge=0, le=600)

@@ -54,14 +54,27 @@ def key_ids(keys: bytes) -> list[str]:
     return [jwk["kid"] for jwk in msgspec.json.decode(keys, type=_KeySet).keys]
 
 
+def _read_keys(keys: bytes) -> list[tuple[str, object]]:
+    """Ids and keys of a set.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return [
+            (jwk["kid"], OKPAlgorithm.from_jwk(dict(jwk)))
+            for jwk in msgspec.json.decode(keys, type=_KeySet).keys
+        ]
+    except (jwt.PyJWTError, KeyError) as error:
+        raise ValueError(f"not a set of Ed25519 keys: {error}") from error
+
+
 def _public_keys(keys: bytes) -> dict[str, Ed25519PublicKey]:
     found: dict[str, Ed25519PublicKey] = {}
-    for jwk in msgspec.json.decode(keys, type=_KeySet).keys:
-        key = OKPAlgorithm.from_jwk(dict(jwk))
-        if isinstance(key, Ed25519PrivateKey):
-            key = key.public_key()
-        if isinstance(key, Ed25519PublicKey):
-            found[jwk["kid"]] = key
+    for kid, key in _read_keys(keys):
+        public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+        if isinstance(public, Ed25519PublicKey):
+            found[kid] = public
     if not found:
         raise ValueError("the key set holds no Ed25519 key")
     return found
@@ -71,12 +84,10 @@ class TokenIssuer:
     """Signs access tokens."""
 
     def __init__(self, private_keys: bytes):
-        jwk = msgspec.json.decode(private_keys, type=_KeySet).keys[0]
-        key = OKPAlgorithm.from_jwk(dict(jwk))
+        kid, key = next(iter(_read_keys(private_keys)), ("", None))
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError("the first token key is not a private Ed25519 key")
-        self._key = key
-        self._kid = jwk["kid"]
+        self._key, self._kid = key, kid
 
     def replace(self, fresh: "TokenIssuer") -> None:
         """Sign with another issuer's key from now on."""
@@ -127,7 +138,7 @@ class TokenVerifier:
         """Verify by another key set from now on.
 
         Raises:
-            ValueError, KeyError: it is not one; the old keys stay.
+            ValueError: it is not one; the old keys stay.
         """
         self._keys = _public_keys(keys)
         self._remembered.clear()  # a token of a key that has been taken out must not live on

@@ -109,3 +109,14 @@ async def test_only_so_many_addresses_are_remembered(
 
 def test_the_limits_are_those_of_the_docs():
     assert (FORGED_PER_ADDRESS_S, FORGED_BURST) == (50.0, 500)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b'{"keys": []}', b'{"keys": [{}]}', b'{"keys": [{"kty": "OKP"}]}', PUBLIC]
+)
+def test_a_file_without_a_signing_key_is_refused(content: bytes):
+    with pytest.raises(ValueError):
+        TokenIssuer(content)
+    if content != PUBLIC:
+        with pytest.raises(ValueError):
+            TokenVerifier(content)
