@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from ops.errors import EXIT_CONFLICT, EXIT_UNAVAILABLE, OpsError, UsageError
-from ops.files import write_file
+from ops.files import locked, write_file
 from ops.readiness import http_text
 from runtime.tokens import ACCESS_TOKEN_S, generate_keys
 from wire import faults
@@ -87,6 +88,15 @@ class KeyStore:
     @property
     def _id_field(self) -> str:
         return "kid" if self.kind is KeyKind.TOKEN else "id"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Whoever changes the keys does it alone: of two who read the same file, one would lose his key.
+
+        Raises:
+            ClusterBusy: somebody else does.
+        """
+        self.read()  # a file that is not there needs no lock beside it
+        return locked(self.file.with_name(f"{self.file.name}.lock"), wait=False, what="another rotation")
 
     def read(self) -> list[dict[str, Any]]:
         """The keys as the file has them.

@@ -73,10 +73,11 @@ def rotate_keys(
 ) -> None:
     """Sign with a new key from now on; what the old one has signed stays good. Cut short, run it again."""
     store = _whole_store(kind, file, public_file, data_dir)
-    if only_add:
-        key_id = store.ensure_next()
-    else:
-        key_id = rotate(store, _urls(file, url, data_dir), say, timeout_s=timeout_s)
+    with store.alone():
+        if only_add:
+            key_id = store.ensure_next()
+        else:
+            key_id = rotate(store, _urls(file, url, data_dir), say, timeout_s=timeout_s)
     show({"kind": kind, "key_id": key_id}, output, lambda: print(key_id))
 
 
@@ -95,9 +96,10 @@ def retire(
 ) -> None:
     """Take out the keys that have been rotated away, once nothing that they have signed is good any more."""
     store = _whole_store(kind, file, public_file, data_dir)
-    signing = store.list_keys()[0].key_id
-    wait_until_loaded(kind, signing, _urls(file, url, data_dir), timeout_s=LOADED_TIMEOUT_S)
-    gone = store.retire(is_forced=force)
+    with store.alone():
+        signing = store.list_keys()[0].key_id
+        wait_until_loaded(kind, signing, _urls(file, url, data_dir), timeout_s=LOADED_TIMEOUT_S)
+        gone = store.retire(is_forced=force)
     show({"kind": kind, "retired": gone}, output, lambda: print("\n".join(gone) or "nothing to retire"))
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from ops import keys as module
-from ops.errors import UsageError
+from ops.errors import ClusterBusy, UsageError
 from ops.keys import LIFE_S, KeyKind, KeysInUse, KeyStore
 from runtime.tokens import TokenIssuer, TokenVerifier, generate_keys
 from wire.ids import AccountId, DeviceId
@@ -53,6 +53,16 @@ def test_a_key_is_added_signs_and_goes(kind: KeyKind, tmp_path: Path, monkeypatc
     assert roles(store) == [(new, "signs")]
     assert store.retire(is_forced=False) == []
     assert store.file.stat().st_mode & 0o777 == 0o640
+
+
+def test_of_two_rotations_one_is_refused(tmp_path: Path):
+    store = store_of(KeyKind.CURSOR, tmp_path)
+    with store.alone(), pytest.raises(ClusterBusy), store.alone():
+        pytest.fail("two at once")
+    with store.alone():
+        pass
+    with pytest.raises(UsageError):
+        KeyStore(KeyKind.CURSOR, tmp_path / "nowhere" / "keys.json").alone()
 
 
 @pytest.mark.parametrize("kind", [KeyKind.CURSOR, KeyKind.SERVICE])
