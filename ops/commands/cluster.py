@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import psycopg
 import typer
 
 from ops.cluster import find_directory_dsn
 from ops.dev_setup import ensure_key_files
-from ops.errors import OpsError, UsageError
+from ops.errors import EXIT_CONFLICT, OpsError, UsageError
 from ops.migrate import migrate_databases
 from ops.output import OutputFormat, OutputOption, print_table, say, show
+from ops.session import CONNECT_TIMEOUT_S
 from ops.specs import DIRECTORY, EVERY_SERVER
 from sharding.bootstrap import DirectoryLost, create_cluster
 from wire.ids import MAX_SLOTS
@@ -35,6 +37,12 @@ class KeysReport(msgspec.Struct, frozen=True):
     files: list[str]
 
 
+class ClusterDiffers(OpsError):
+    """The directory holds a cluster of other shards."""
+
+    code, exit_status = "cluster_differs", EXIT_CONFLICT
+
+
 @app.command()
 def create(
     shards: Annotated[
@@ -46,12 +54,15 @@ def create(
 ) -> None:
     """Migrate the directory (SHARDBOX_DIRECTORY_DSN) and the shards, and make one cluster of them.
 
-    May be repeated; a cluster that is there stays as it is.
+    May be repeated; a cluster that is there stays as it is, and one of other shards is refused.
     """
     directory = find_directory_dsn(None)
     dsns = dict(parse_shard(text) for text in shards)
     if len(dsns) != len(shards) or len(dsns) > slots:
         raise UsageError("each shard has a name of its own, and there are no more shards than slots")
+    known = _find_shards(directory)
+    if known and known != dsns.keys():
+        raise ClusterDiffers(f"there is a cluster already, of the shards {', '.join(sorted(known))}")
     migrate_databases(directory, dsns).raise_for_failures()
     try:
         made = create_cluster(directory, [(name, dsn, 1) for name, dsn in dsns.items()], slots)
@@ -82,6 +93,15 @@ def keys(
     made = ensure_key_files(folder)
     say(f"key files in {folder}; nobody but the servers' user may read them")
     show(KeysReport([str(file) for file in made]), output, lambda: print_table(["file"], [[f] for f in made]))
+
+
+def _find_shards(directory: str) -> set[str]:
+    """The shards that a directory has; none before its first migration."""
+    with psycopg.connect(directory, connect_timeout=CONNECT_TIMEOUT_S) as conn:
+        try:
+            return {row[0] for row in conn.execute("SELECT name FROM shards")}
+        except psycopg.errors.UndefinedTable:
+            return set()
 
 
 def parse_shard(text: str) -> tuple[str, str]:

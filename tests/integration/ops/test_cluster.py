@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psycopg
 
-from ops.errors import EXIT_OK, EXIT_USAGE
+from ops.errors import EXIT_CONFLICT, EXIT_OK, EXIT_USAGE
 from runtime.tokens import TokenIssuer, TokenVerifier
 from tests.integration.ops.test_commands import Shardctl
 from tests.support.databases import FreshCluster
@@ -27,6 +27,7 @@ def test_a_cluster_is_created_once(fresh_cluster: FreshCluster):
     made = shardctl.json("cluster", "create", *shards, "--slots=8")
     assert (made["slot_count"], made["shards"]) == (8, sorted(fresh_cluster.shard_dsns))
     assert shardctl.json("cluster", "create", *shards, "--slots=16") == made
+    assert shardctl.run("cluster", "create", shards[0], "--slots=8").returncode == EXIT_CONFLICT
     assert shardctl.json("user", "add", "ann@example.org")["state"] == "active"
 
 
