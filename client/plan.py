@@ -47,6 +47,9 @@ from client.trees import Trees
 
 ENOUGH_ACTIONS = 2_000
 """Two full batches: what is planned beyond that would be planned again before its turn comes."""
+WAITING_PER_ACTION = 10
+"""A new folder may hold a million files, all of which wait for it: so many are looked at in vain for each
+action that would be enough, then the first folders are made."""
 
 
 @dataclass(slots=True)
@@ -70,13 +73,14 @@ class Plan:
 def make_plan(trees: Trees, ids: Iterable[int] | None = None, *, enough: int = ENOUGH_ACTIONS) -> Plan:
     """What can be done now about these ids, in their order, or about all that are out of step.
 
-    With `enough` to do it does not look further: who carries it out asks again anyway. Deletions do not
-    count, as they may have to wait for an answer.
+    With `enough` to do it does not look further, nor with something to do and many that wait: who carries it
+    out asks again anyway. Deletions do not count, as they may have to wait for an answer.
     """
     planner = _Planner(trees)
     for node_id in trees.dirty if ids is None else ids:
         planner.decide(node_id)
-        if planner.count >= enough:
+        has_many_waiting = len(planner.plan.waiting) >= WAITING_PER_ACTION * enough
+        if planner.count >= enough or (planner.count and has_many_waiting):
             break
     else:
         planner.plan.is_whole = True

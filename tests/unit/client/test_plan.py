@@ -10,13 +10,14 @@ from client.model import (
     Detach,
     Kind,
     LocalNode,
+    MakeFolder,
     RemoteNode,
     RemoveFile,
     RemoveFolder,
     SendFile,
     SyncedNode,
 )
-from client.plan import make_plan
+from client.plan import WAITING_PER_ACTION, make_plan
 from client.settle import note_file_added, note_folder_sent, settle
 from client.trees import Trees
 
@@ -65,6 +66,19 @@ def test_a_plan_of_a_few_removals_looks_at_few_entries(trees: Trees, is_kept: bo
     for node_id in range(100, 2_000):
         put_gone(trees, node_id, -1 if is_kept else 1, content=b"text")
     assert statements_of_a_small_plan(trees) < 500
+
+
+def test_of_many_that_wait_for_a_new_folder_few_are_looked_at(trees: Trees) -> None:
+    trees.put_remote(RemoteNode(1, ROOT, "1", Kind.FOLDER, jid=1))
+    for node_id in range(2, 1_000):
+        trees.put_remote(RemoteNode(node_id, 1, str(node_id), Kind.FILE, jid=node_id, rev="1", size=1))
+    plan = make_plan(trees, enough=10)
+    assert plan.actions() == [MakeFolder(1)]
+    assert len(plan.waiting) == 10 * WAITING_PER_ACTION
+    assert not plan.is_whole
+    # With nothing to do but to wait, all is looked at: it may wait in a circle.
+    waiting = make_plan(trees, range(2, 1_000), enough=10)
+    assert (len(waiting.waiting), waiting.is_whole) == (998, True)
 
 
 def test_what_is_new_in_a_lost_folder_keeps_all_lost_folders_above(trees: Trees) -> None:
