@@ -110,7 +110,7 @@ def shard(
         recovery = _own_recovery(pgdata.absolute(), ShardBackups(folder_of(source, data_dir), name), run_as)
         report = recover_shard(cluster, recovery, target, backup_id, password=None)
         recovery.finish()
-    elif os.environ.get(DIRECTORY_DSN_VARIABLE) and data_dir is None:
+    elif _is_own_cluster(data_dir):
         raise UsageError("name the data folder (--pgdata), or a server that is back by other means (--at)")
     else:
         layout = layout_of(data_dir)
@@ -232,6 +232,11 @@ def _choose_id(at: str, given: str | None) -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
+def _is_own_cluster(data_dir: Path | None) -> bool:
+    """Whether a cluster of one's own is meant, and not the embedded one."""
+    return bool(os.environ.get(DIRECTORY_DSN_VARIABLE)) and data_dir is None
+
+
 def _print_report(report: RestoreReport) -> None:
     print(f"{report.shard} is back, as of {report.restored_to} (restore {report.restore_id})")
     print_table(["", ""], [(name.replace("_", " "), count) for name, count in sorted(report.counts.items())])
@@ -255,7 +260,7 @@ def abandon(
     """
     if pgdata is not None:
         state = _own_recovery(pgdata.absolute(), ShardBackups(pgdata.absolute(), name), None).abandon()
-    elif os.environ.get(DIRECTORY_DSN_VARIABLE) and data_dir is None:
+    elif _is_own_cluster(data_dir):
         raise UsageError("name the data folder: --pgdata")
     else:
         state = abandon_embedded_restore(layout_of(data_dir), name, say)
@@ -285,7 +290,7 @@ def directory(
     others = without or []
     if not dry_run:
         _confirm(yes, output, "Write a new directory from what the shards say?")
-    if os.environ.get(DIRECTORY_DSN_VARIABLE) and data_dir is None:
+    if _is_own_cluster(data_dir):
         report = _restore_own_directory(shards or [], map_file or [], others, is_dry_run=dry_run)
     else:
         report = restore_embedded_directory(layout_of(data_dir), others, say, is_dry_run=dry_run)

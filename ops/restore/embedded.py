@@ -52,9 +52,7 @@ def restore_embedded_shard(
         OpsError: see `recover_shard`; the shard stays out.
     """
     record = read_record(layout)
-    for shard in (name, *without):
-        if shard not in record.shard_names:
-            raise NotFound(f"the cluster has no shard {shard!r}")
+    _check_shards(record, name, *without)
     with exclusive(layout, tell):
         servers = servers_of(layout, record, tell)
         server = servers[name]
@@ -84,12 +82,17 @@ def abandon_embedded_restore(layout: DevLayout, name: str, tell: Tell) -> Restor
         OpsError: see `Recovery.abandon`.
     """
     record = read_record(layout)
-    if name not in record.shard_names:
-        raise NotFound(f"the cluster has no shard {name!r}")
+    _check_shards(record, name)
     with exclusive(layout, tell):
         server = servers_of(layout, record, tell)[name]
         backups = ShardBackups(layout.backups, name)
         return Recovery(work_of(server.data_dir), backups, server.programs, server.user, tell).abandon()
+
+
+def _check_shards(record: ClusterRecord, *names: str) -> None:
+    for name in names:
+        if name not in record.shard_names:
+            raise NotFound(f"the cluster has no shard {name!r}")
 
 
 def _run_only(layout: DevLayout, needed: dict[str, PgServer], *, without: str, tell: Tell) -> None:

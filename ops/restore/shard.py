@@ -18,6 +18,7 @@ from ops.restore.recover import Recovery
 from ops.restore.steps import Restored, Step, run_steps
 from ops.restore.work import Phase, Target
 from ops.session import CONNECT_TIMEOUT_S, load_map
+from ops.specs import DIRECTORY
 from sharding.directory import Connection
 from sharding.shardmap import ShardMap
 from wire import faults
@@ -141,7 +142,7 @@ def check_server_is_own(cluster: Cluster, name: str) -> None:
         UsageError: one does; it would go back with the shard, and nobody would make it fit the others.
     """
     dsns = {other: info.dsn for other, info in cluster.shard_map(name).shards.items()}
-    dsns["directory"] = cluster.directory_dsn
+    dsns[DIRECTORY] = cluster.directory_dsn
     address = _server_of(dsns.pop(name))
     shared = sorted(other for other, dsn in dsns.items() if _server_of(dsn) == address)
     if shared:
