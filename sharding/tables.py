@@ -1,7 +1,7 @@
 """Table definitions: the directory, and each shard's schema `local`, which never moves."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.types import UserDefinedType
 
 directory_metadata = sa.MetaData()
@@ -37,6 +37,8 @@ shards = sa.Table(
     sa.Column("dsn", sa.Text, nullable=False, comment="without a password: libpq finds it by PGPASSFILE"),
     sa.Column("weight", sa.Integer, nullable=False),
     sa.Column("labels", JSONB, nullable=False, server_default="{}"),
+    sa.Column("state", sa.Text, nullable=False, server_default="in_service", comment="in_service, draining"),
+    sa.Column("replication_dsn", sa.Text, comment="as the other shards reach it; no password; null: as dsn"),
 )
 
 shard_map = sa.Table(
@@ -53,6 +55,63 @@ overrides = sa.Table(
     sa.Column("ns_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("shard", sa.Text, sa.ForeignKey("shards.name"), nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
+)
+
+map_history = sa.Table(
+    "map_history",
+    directory_metadata,
+    sa.Column("map_version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("key", sa.BigInteger, nullable=False, comment="a slot's system namespace, or a namespace"),
+    sa.Column("shard", sa.Text, comment="null: no longer placed by itself"),
+    sa.Column("epoch", sa.BigInteger),
+    sa.Column("move_id", sa.BigInteger),
+)
+
+pins = sa.Table(
+    "pins",
+    directory_metadata,
+    sa.Column("ns_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("shard", sa.Text, sa.ForeignKey("shards.name"), comment="to this shard, or else by the label"),
+    sa.Column("label", sa.Text),
+    sa.Column("value", sa.Text),
+    sa.Column("created_at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.CheckConstraint("(shard IS NULL) = (label IS NOT NULL) AND (label IS NULL) = (value IS NULL)"),
+)
+
+moves = sa.Table(
+    "moves",
+    directory_metadata,
+    sa.Column("move_id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, comment="sharding/reshard/model.py"),
+    sa.Column("goal", sa.Text, nullable=False, comment="where it is to come to rest"),
+    sa.Column("options", JSONB, nullable=False),
+    sa.Column("is_paused", sa.Boolean, nullable=False, server_default="false"),
+    sa.Column("error", sa.Text, comment="why the last runner stopped"),
+    sa.Column("runner", sa.Text, comment="host and pid of the last one"),
+    sa.Column("progress", JSONB, comment="of the work of its state"),
+    sa.Column("verified", JSONB, comment="how far the comparison before a switch is"),
+    sa.Column("created_at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("updated_at", Timestamp, nullable=False, server_default=sa.func.now()),
+    sa.Column("retired_at", Timestamp, comment="the point of no return: the quarantine begins"),
+    sa.Column("ended_at", Timestamp),
+)
+
+move_units = sa.Table(
+    "move_units",
+    directory_metadata,
+    sa.Column("move_id", sa.BigInteger, sa.ForeignKey("moves.move_id"), primary_key=True),
+    sa.Column("key", sa.BigInteger, primary_key=True, autoincrement=False, comment="of its ownership row"),
+    sa.Column("first", sa.BigInteger, nullable=False),
+    sa.Column("last", sa.BigInteger, nullable=False, comment="inclusive"),
+    sa.Column("excluded", ARRAY(sa.BigInteger), nullable=False, comment="placed by themselves"),
+    sa.Column("holder", ByteChar, nullable=False, comment="s source, t target: who owns it by the map"),
+    sa.Column("is_cutting", sa.Boolean, nullable=False, comment="a cutover away from the holder was begun"),
+    sa.Column("is_live", sa.Boolean, nullable=False, comment="false when the move has ended"),
+    # No unit is in two moves.
+    sa.Index("move_units_live", "key", unique=True, postgresql_where=sa.text("is_live")),
 )
 
 ownership = sa.Table(

@@ -280,3 +280,13 @@ namespace_blocks = sa.Table(
     sa.Column("generation", BYTEA, comment="of the object that this namespace reads; null while pending"),
     sa.Column("since", Timestamp, nullable=False, server_default=sa.func.now()),
 )
+
+move_markers = sa.Table(
+    "move_markers",
+    metadata,
+    # Under the key of what moves, so that the row travels in the move's own streams.
+    _ns_id(),
+    sa.Column("writer", sa.Text, primary_key=True, comment="the shard whose stream it marks"),
+    sa.Column("seq", sa.BigInteger, nullable=False, comment="whoever has it has all that came before"),
+    sa.Column("gate", sa.Integer, comment="the lock that an applying worker waits for; null: none"),
+)
