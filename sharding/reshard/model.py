@@ -90,7 +90,7 @@ def next_state(state: MoveState, goal: Goal, *, is_done: bool) -> MoveState | No
     Raises:
         IllegalGoal: beyond the point of no return, or ended otherwise.
     """
-    if state == goal:
+    if state.value == goal.value:
         return None
     if state in ENDED:
         raise IllegalGoal(state, goal)
