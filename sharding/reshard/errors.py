@@ -7,3 +7,45 @@ class MoveError(Exception):
     """A move cannot go on; what is done stays, and it can be resumed."""
 
     code: ClassVar[str] = "move_failed"
+
+
+class MoveNotFound(MoveError):
+    """There is no move of this number."""
+
+    code = "not_found"
+
+
+class MoveBusy(MoveError):
+    """Another process is at work on the move, or on what it needs."""
+
+    code = "busy"
+
+
+class MoveConflict(MoveError):
+    """What is asked for does not go with the map, or with another move."""
+
+    code = "conflict"
+
+
+class MoveRefused(MoveError):
+    """A server is not in the state that a move needs."""
+
+    code = "move_refused"
+
+
+class VerifyFailed(MoveError):
+    """The shards differ in what they hold of a unit."""
+
+    code = "verify_failed"
+
+
+class FenceHeld(MoveError):
+    """Writers, or a transaction that nobody ends, hold a cutover off."""
+
+    code = "fence_held"
+
+
+class Interrupted(MoveError):
+    """The operator stopped the command; the move can be resumed."""
+
+    code = "interrupted"
