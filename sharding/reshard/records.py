@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import LiteralString
 
 import msgspec
 from psycopg.rows import TupleRow
@@ -13,7 +14,7 @@ from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Si
 from sharding.shardmap import Placement, ShardMap
 from wire.ids import NsId, slot_of, system_ns
 
-_COLUMNS = (
+_COLUMNS: LiteralString = (
     "move_id, source, target, state, goal, options::text, is_paused, error, extract(epoch FROM retired_at)"
 )
 
@@ -69,8 +70,8 @@ def check_is_free(conn: Connection, key: NsId) -> None:
     """
     slot_key = system_ns(slot_of(key))
     row = conn.execute(
-        "SELECT move_id, key FROM move_units WHERE is_live AND (key = %s OR key = %s OR %s AND key >> 51 = %s)"
-        " LIMIT 1",
+        "SELECT move_id, key FROM move_units"
+        " WHERE is_live AND (key = %s OR key = %s OR %s AND key >> 51 = %s) LIMIT 1",
         [key, slot_key, key == slot_key, slot_of(key)],
     ).fetchone()
     if row is not None:
@@ -104,12 +105,11 @@ def list_moves(conn: Connection, *, is_live_only: bool = False) -> list[Move]:
     return _read_moves(conn, "", [])
 
 
-def _read_moves(conn: Connection, where: str, params: list[object]) -> list[Move]:
+def _read_moves(conn: Connection, where: LiteralString, params: list[object]) -> list[Move]:
     # Of one snapshot: a move and its units change together.
     with conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        rows = conn.execute(f"SELECT {_COLUMNS} FROM moves {where} ORDER BY move_id".encode(), params)
-        moves = rows.fetchall()
+        moves = conn.execute(f"SELECT {_COLUMNS} FROM moves {where} ORDER BY move_id", params).fetchall()
         units = conn.execute(
             "SELECT move_id, key, first, last, excluded, holder, is_cutting FROM move_units"
             " WHERE move_id = ANY(%s) ORDER BY key",

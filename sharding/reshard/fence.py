@@ -1,0 +1,265 @@
+"""One cutover of one unit: fence, drain, activate; or abort. Nothing else in a move makes an owner.
+
+The owner holds the unit at epoch e. The fence makes its row `fenced` at e+1 under the slot's exclusive lock,
+which waits for every writer under way and is seen by every later one. The drain waits for the marker that was
+written with the fence: the heir then has all that was ever committed. The activation makes the heir's row
+`active` at e+1, by compare-and-set: THE POINT from which the heir owns. An abort first raises the heir's row
+to e+2, so that an activation that comes late matches nothing, and only then makes the owner active again.
+
+Each function can be repeated, by whoever finds the unit; two runners at once do no harm to one another.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+from typing import LiteralString
+
+import psycopg
+
+from sharding.directory import Connection
+from sharding.locks import SLOT_LOCK_CLASS
+from sharding.reshard.errors import FenceHeld, MoveConflict
+from sharding.reshard.marker import MarkerLate, bump_marker, wait_for_marker
+from sharding.reshard.model import Unit
+from sharding.shardmap import OwnershipState, Placement
+from wire import faults
+from wire.ids import NsId, Slot, slot_of
+
+LOCK_TIMEOUT_MS = 200
+"""How long writers may queue behind a fence that waits for a slower one; a commit takes some 5 ms."""
+FENCE_TRIES = 5
+DRAIN_TIMEOUT_S = 1.0
+"""Writers retry for 1.8 s (`sharding.tx.DEADLINE_S`): a drain that takes longer is called off before."""
+REHEARSAL_GOOD_S = 0.05
+"""A stream that brings a marker this soon will not keep writers waiting."""
+REHEARSAL_TIMEOUT_S = 30.0
+
+faults.declare(
+    "reshard.cutover.begun",
+    "reshard.cutover.fenced",
+    "reshard.cutover.drained",
+    "reshard.cutover.activated",
+    "reshard.cutover.published",
+    "reshard.abort.heir_raised",
+    "reshard.abort.owner_active",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnershipRow:
+    """A row of `local.ownership`."""
+
+    epoch: int
+    state: OwnershipState
+    successor: Placement | None
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverTimes:
+    """How long a unit's writers were held off; all in ms. `fence_ms` begins with the wait for the lock."""
+
+    key: NsId
+    fence_ms: float
+    drain_ms: float
+    activate_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the first moment that a writer may have had to wait, to the heir's first."""
+        return self.fence_ms + self.drain_ms + self.activate_ms
+
+
+def find_ownership(conn: Connection, key: NsId) -> OwnershipRow | None:
+    """A shard's row of a key."""
+    row = conn.execute(
+        "SELECT epoch, state, successor, successor_epoch FROM local.ownership WHERE ns_id = %s", [key]
+    ).fetchone()
+    if row is None:
+        return None
+    return OwnershipRow(row[0], OwnershipState(row[1]), None if row[2] is None else Placement(row[2], row[3]))
+
+
+def rehearse(owner: Connection, heir: Connection, unit: Unit, writer: str) -> float:
+    """How long the stream takes for a marker, in s, once that is short: a cutover would drain as soon.
+
+    A big transaction, of whatever slots, is decoded as a whole: behind one the drain would take seconds.
+
+    Raises:
+        FenceHeld: the stream stays slow.
+    """
+    deadline = time.monotonic() + REHEARSAL_TIMEOUT_S
+    while True:
+        with owner.transaction():
+            owner.execute(_LOCK_SHARED, [SLOT_LOCK_CLASS, slot_of(unit.key)])
+            seq = bump_marker(owner, unit.key, writer)
+        began = time.monotonic()
+        try:
+            wait_for_marker(heir, unit.key, writer, seq, max(deadline - began, REHEARSAL_GOOD_S))
+        except MarkerLate as error:
+            raise FenceHeld(
+                f"{error}: is there a big transaction on {writer}? Try again when it is over"
+            ) from (error)
+        took_s = time.monotonic() - began
+        if took_s <= REHEARSAL_GOOD_S:
+            return took_s
+
+
+def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str) -> int:
+    """Take a unit from its owner; the number of the marker behind its last write.
+
+    Args:
+        owner: connection to the shard that holds it at `epoch`.
+        unit: what is cut over.
+        epoch: e; the row becomes fenced at e+1.
+        writer: the owner's name, as the stream's markers have it.
+        successor: the heir's name, which writers that were too late are told.
+
+    Raises:
+        FenceHeld: a writer did not end in time, several times over; it is named.
+        MoveConflict: the shard does not hold it at this epoch.
+    """
+    slot = slot_of(unit.key)
+    for attempt in range(1, FENCE_TRIES + 1):
+        try:
+            with owner.transaction():
+                owner.execute(_SET_LOCK_TIMEOUT, [f"{LOCK_TIMEOUT_MS}ms"])
+                owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
+                # A later statement than the lock's, so that it sees all that was committed before.
+                fenced = owner.execute(_FENCE, [epoch + 1, successor, epoch + 1, unit.key, epoch])
+                if fenced.rowcount != 1:
+                    raise MoveConflict(f"{writer} does not hold {unit.name} at epoch {epoch}")
+                return bump_marker(owner, unit.key, writer)
+        except psycopg.errors.LockNotAvailable:
+            if attempt == FENCE_TRIES:
+                holders = describe_holders(owner, slot)
+                raise FenceHeld(
+                    f"writers of {unit.name} on {writer} did not let go within {LOCK_TIMEOUT_MS} ms,"
+                    f" {FENCE_TRIES} times: {holders}"
+                ) from None
+            # Long enough for the queue that built up behind the lock to be worked off.
+            time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
+    raise AssertionError("the last try returns or raises")
+
+
+def activate(heir: Connection, unit: Unit, epoch: int, name: str) -> None:
+    """Make the heir the owner at `epoch`, one above the fenced row's former one.
+
+    Raises:
+        MoveConflict: the cutover was called off, or another one has overtaken it.
+    """
+    if heir.execute(_ACTIVATE, [epoch, unit.key, epoch]).rowcount == 1:
+        return
+    found = find_ownership(heir, unit.key)
+    if found is None or found.state is not OwnershipState.ACTIVE or found.epoch != epoch:
+        raise MoveConflict(f"{name} cannot take {unit.name} at epoch {epoch}: the cutover was called off")
+
+
+def abort(owner: Connection, heir: Connection, unit: Unit, epoch: int) -> int | None:
+    """Call off a cutover from an owner at epoch e; the epoch at which it owns from now on.
+
+    None when the heir is active already: then it is too late, and the cutover is to be ended forwards.
+    """
+    heir.execute(_RAISE_HEIR, [epoch + 2, unit.key, epoch + 2])
+    found = find_ownership(heir, unit.key)
+    if found is not None and found.state is OwnershipState.ACTIVE and found.epoch > epoch:
+        return None
+    faults.fault_point("reshard.abort.heir_raised")
+    # At epoch e as well: a fence at e+1 that is still on its way then matches nothing.
+    owner.execute(_UNFENCE, [epoch + 2, unit.key, epoch, epoch + 1])
+    faults.fault_point("reshard.abort.owner_active")
+    mine = find_ownership(owner, unit.key)
+    if mine is None or mine.state is not OwnershipState.ACTIVE:
+        raise MoveConflict(f"{unit.name} is owned by neither side; `shardctl doctor` tells more")
+    return mine.epoch
+
+
+def cut_over(
+    owner: Connection, heir: Connection, unit: Unit, epoch: int, *, writer: str, successor: str
+) -> CutoverTimes:
+    """Hand a unit over from its owner at epoch e to the heir at e+1; how long that took.
+
+    Raises:
+        FenceHeld: writers, or the stream, were too slow: the unit is where it was, at epoch e+2 if it had
+            been fenced.
+    """
+    began = time.monotonic()
+    seq = fence(owner, unit, epoch, writer, successor)
+    fenced = time.monotonic()
+    faults.fault_point("reshard.cutover.fenced")
+    return finish_cut(
+        owner, heir, unit, epoch, seq, writer=writer, successor=successor, fence_ms=(fenced - began) * 1e3
+    )
+
+
+def finish_cut(
+    owner: Connection,
+    heir: Connection,
+    unit: Unit,
+    epoch: int,
+    seq: int,
+    *,
+    writer: str,
+    successor: str,
+    fence_ms: float = 0.0,
+) -> CutoverTimes:
+    """The second half of a cutover, for a unit that is fenced at e+1; as `cut_over`."""
+    began = time.monotonic()
+    try:
+        wait_for_marker(heir, unit.key, writer, seq, DRAIN_TIMEOUT_S)
+    except MarkerLate as error:
+        if abort(owner, heir, unit, epoch) is not None:
+            raise FenceHeld(f"{unit.name}: {error}; it stays on {writer}. Try again") from error
+    drained = time.monotonic()
+    faults.fault_point("reshard.cutover.drained")
+    # --- The point from which the heir owns. ---
+    activate(heir, unit, epoch + 1, successor)
+    activated = time.monotonic()
+    faults.fault_point("reshard.cutover.activated")
+    return CutoverTimes(unit.key, fence_ms, (drained - began) * 1e3, (activated - drained) * 1e3)
+
+
+def find_marker(owner: Connection, unit: Unit, writer: str) -> int:
+    """The newest marker that a shard has written for a unit; of a fenced one the fence's own."""
+    row = owner.execute(
+        "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [unit.key, writer]
+    ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def describe_holders(conn: Connection, slot: Slot) -> str:
+    """Who holds a slot's lock, or has prepared a transaction that does, in words."""
+    rows = conn.execute(_HOLDERS, [SLOT_LOCK_CLASS, slot]).fetchall()
+    texts = [
+        f"prepared transaction {gid!r}" if gid is not None else f"pid {pid} ({state}, {age:.1f} s): {query}"
+        for pid, state, age, query, gid in rows
+    ]
+    return "; ".join(texts) or "nobody holds the lock any more"
+
+
+_SET_LOCK_TIMEOUT: LiteralString = "SELECT set_config('lock_timeout', %s, true)"
+_LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, %s)"
+_LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
+_FENCE: LiteralString = (
+    "UPDATE local.ownership SET state = 'f', epoch = %s, successor = %s, successor_epoch = %s"
+    " WHERE ns_id = %s AND state = 'a' AND epoch = %s"
+)
+_ACTIVATE: LiteralString = (
+    "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"
+    " WHERE ns_id = %s AND state IN ('i', 'f') AND epoch < %s"
+)
+_RAISE_HEIR: LiteralString = (
+    "UPDATE local.ownership SET epoch = %s WHERE ns_id = %s AND state IN ('i', 'f') AND epoch < %s"
+)
+_UNFENCE: LiteralString = (
+    "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"
+    " WHERE ns_id = %s AND (state = 'a' AND epoch = %s OR state = 'f' AND epoch = %s)"
+)
+# A prepared transaction holds its locks under no pid, and its number stands in `virtualtransaction`.
+_HOLDERS: LiteralString = (
+    "SELECT l.pid, a.state, extract(epoch FROM now() - a.xact_start)::float8, left(a.query, 80), p.gid"
+    " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
+    " LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction LIKE '%%/' || p.transaction"
+    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND l.classid = %s AND l.objid = %s AND l.pid IS DISTINCT FROM pg_backend_pid()"
+)
