@@ -24,13 +24,47 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
 
 
+class ShardState(StrEnum):
+    """Whether a shard is to hold anything."""
+
+    IN_SERVICE = "in_service"
+    DRAINING = "draining"
+    """It takes nothing, and what it has is to leave."""
+
+
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard as the directory has it. The DSN holds no password."""
+    """A shard as the directory has it. No address holds a password."""
 
     name: str
     dsn: str
     weight: int
     labels: dict[str, str] = {}
+    state: ShardState = ShardState.IN_SERVICE
+    replication_dsn: str | None = None
+    """As the other shards reach it; None: as `dsn`."""
+
+    @property
+    def is_in_service(self) -> bool:
+        """Whether it may be given something."""
+        return self.state is ShardState.IN_SERVICE
+
+
+class Pin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a namespace has to live: on one shard, or on any that has a label of that value."""
+
+    shard: str | None = None
+    label: str | None = None
+    value: str | None = None
+
+    def is_met_by(self, info: ShardInfo) -> bool:
+        """Whether a shard is such a one."""
+        if self.shard is not None:
+            return info.name == self.shard
+        return self.label is not None and info.labels.get(self.label) == self.value
+
+    def __str__(self) -> str:
+        """For people: the shard, or label=value."""
+        return self.shard or f"{self.label}={self.value}"
 
 
 class ShardMap(msgspec.Struct, frozen=True, kw_only=True):
