@@ -1,0 +1,140 @@
+"""Which cells there are: what is passed where, who is killed there, and what the operator does next. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sharding.reshard.model import MoveState
+
+PREFIX = "reshard."
+
+
+class Course(StrEnum):
+    """A command that is cut, after those that bring a move to where it is given."""
+
+    START = "start"
+    """Nothing → ready."""
+    SWITCH = "switch"
+    """Ready → soaking."""
+    ROLLBACK = "rollback"
+    """Soaking → ready."""
+    COMPLETE = "complete"
+    """Soaking → completed."""
+    CANCEL = "cancel"
+    """Ready → cancelled."""
+    ABORT = "abort"
+    """A switch whose runner died between fence and activation → ready, by `rollback`."""
+
+
+class Victim(StrEnum):
+    """Who is killed."""
+
+    RUNNER = "runner"
+    SOURCE = "source"
+    TARGET = "target"
+    DIRECTORY = "directory"
+    METASERVER = "metaserver"
+
+
+class Ending(StrEnum):
+    """What the operator makes of a move that was cut."""
+
+    RESUME = "resume"
+    ROLLBACK = "rollback"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A fault point as a course comes by it in a state of the move."""
+
+    course: Course
+    state: MoveState | None
+    """None: before the first one."""
+    point: str
+    number: int
+    """Which time of the course's command it is, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One of the matrix."""
+
+    passing: Passing
+    victim: Victim
+    ending: Ending
+
+    @property
+    def name(self) -> str:
+        """What `--only` finds it by."""
+        state = self.passing.state or "unrecorded"
+        return f"{self.passing.point}/{state}/{self.victim}/{self.ending}"
+
+
+def read_passings(course: Course, trace: Iterable[str]) -> list[Passing]:
+    """The first time of each point in each state, in order.
+
+    Args:
+        course: whose command it was.
+        trace: the names of the points that it passed; `reshard.STATE.before` begins a state.
+    """
+    passings: dict[tuple[MoveState | None, str], Passing] = {}
+    counts: Counter[str] = Counter()
+    state: MoveState | None = None
+    for point in trace:
+        if not point.startswith(PREFIX):
+            continue
+        counts[point] += 1
+        state = _state_begun_at(point) or state
+        passings.setdefault((state, point), Passing(course, state, point, counts[point]))
+    return list(passings.values())
+
+
+def _state_begun_at(point: str) -> MoveState | None:
+    name, _, when = point.removeprefix(PREFIX).partition(".")
+    return MoveState(name) if when == "before" and name in set(MoveState) else None
+
+
+def merge_passings(passings: Mapping[Course, Sequence[Passing]]) -> list[Passing]:
+    """Each point in each state once, by the first course that meets it."""
+    merged: dict[tuple[MoveState | None, str], Passing] = {}
+    for course in Course:
+        for passing in passings.get(course, ()):
+            merged.setdefault((passing.state, passing.point), passing)
+    return list(merged.values())
+
+
+def missed_points(declared: Iterable[str], passings: Iterable[Passing]) -> list[str]:
+    """Points of moves that no course meets."""
+    met = {passing.point for passing in passings}
+    return sorted(point for point in declared if point.startswith(PREFIX) and point not in met)
+
+
+def make_cells(passings: Iterable[Passing], seed: int = 0) -> list[Cell]:
+    """Every victim at every passing; the endings take turns within each state.
+
+    Three endings and five victims have no common divisor: with the seed, each victim meets each ending, too.
+    """
+    endings = list(Ending)
+    turns: Counter[MoveState | None] = Counter()
+    cells: list[Cell] = []
+    for passing in passings:
+        for victim in Victim:
+            ending = endings[(turns[passing.state] + seed) % len(endings)]
+            turns[passing.state] += 1
+            cells.append(Cell(passing, victim, ending))
+    return cells
+
+
+def spread_cells(cells: Sequence[Cell], count: int | None, seed: int = 0) -> list[Cell]:
+    """So many cells, from one end to the other, others for another seed; all if there are no more.
+
+    A step that has no divisor in common with the number of victims meets each of them.
+    """
+    if count is None or count >= len(cells):
+        return list(cells)
+    step = max(1, len(cells) // count)
+    while step % len(Victim) == 0:
+        step -= 1
+    return [cells[(seed + number * step) % len(cells)] for number in range(count)]
