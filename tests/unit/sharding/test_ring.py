@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.ring import LOAD_BOUND, place_slots
+from sharding.ring import LOAD_BOUND, fair_shares, place_slots
 
 SHARDS = st.dictionaries(
     st.integers(1, 60).map(lambda n: f"shard-{n}"), st.integers(1, 5), min_size=1, max_size=8
@@ -60,6 +60,19 @@ def test_a_new_shard_takes_and_the_others_give_no_more_than_they_must(weights, w
         assert gave == over
     for name, count in Counter(after.values()).items():
         assert count <= bound(grown, slots, name)
+
+
+@QUICK
+@given(SHARDS, st.integers(1, 5))
+def test_nobody_takes_beyond_its_fair_share(weights, weight):
+    slots = 256
+    placed = place_slots(weights, slots)
+    grown = weights | {"new": weight}
+    after = place_slots(grown, slots, placed)
+    took = {after[slot] for slot in placed if after[slot] != placed[slot]}
+    shares = fair_shares(grown, slots)
+    counts = Counter(after.values())
+    assert all(counts[name] <= ceil(shares[name]) for name in took)
 
 
 @QUICK
