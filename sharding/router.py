@@ -90,11 +90,19 @@ class Router:
         placement = self.map.placement(ns_id)
         if placement is None:
             raise NotFound("there is no such namespace")
-        for key in ownership_keys(ns_id):
-            learned = self._learned.get(key)
-            if learned is not None and learned.epoch > placement.epoch:
-                return learned
-        return placement
+        return self._amend(ns_id, placement) if self._learned else placement
+
+    def _amend(self, ns_id: NsId, placement: Placement) -> Placement:
+        """The map's placement, or a newer one that was learned.
+
+        What was learned of its slot says nothing about a namespace that is placed by itself, however high the
+        slot's epoch. Where the map does not place it so, the higher epoch tells whether it left its slot or
+        came home.
+        """
+        own, slot = ownership_keys(ns_id)
+        keys = [own] if ns_id in self.map.overrides else [slot, own]
+        learned = (self._learned[key] for key in keys if key in self._learned)
+        return max([placement, *learned], key=_epoch_of)
 
     def pool(self, shard: str) -> ShardPool:
         """The connections to a shard.
@@ -118,18 +126,26 @@ class Router:
             groups.setdefault(self.placement(ns_id).shard, []).append(ns_id)
         return groups
 
-    def learn(self, key: NsId, successor: Placement) -> None:
-        """Follow what a fenced or gone row names; forgotten once the map has caught up."""
-        if key not in self._learned or self._learned[key].epoch < successor.epoch:
-            self._learned[key] = successor
+    def learn(self, key: NsId, successor: Placement) -> bool:
+        """Believe what an ownership row names as its successor; whether there is somewhere new to ask.
+
+        Forgotten once the map has caught up. Of a shard that the map does not know yet nothing is learned.
+        """
+        if successor.shard not in self._pools or self.placement(key).epoch >= successor.epoch:
+            return False
+        self._learned[key] = successor
+        return True
 
     async def refresh(self) -> bool:
         """Look into the directory now, together with whoever else asks; whether it answered."""
-        loop = asyncio.get_running_loop()
+        return await asyncio.shield(self.refresh_soon())
+
+    def refresh_soon(self) -> asyncio.Task[bool]:
+        """The same without waiting for it."""
         if self._refreshing is None or self._refreshing.done():
-            wait_s = self._refreshed_at + MIN_REFRESH_GAP_S - loop.time()
-            self._refreshing = asyncio.create_task(self._refresh_once(max(0.0, wait_s)))
-        return await asyncio.shield(self._refreshing)
+            wait_s = self._refreshed_at + MIN_REFRESH_GAP_S - asyncio.get_running_loop().time()
+            self._refreshing = asyncio.create_task(self._refresh_once(max(0.0, wait_s)), name="map refresh")
+        return self._refreshing
 
     async def _refresh_once(self, wait_s: float) -> bool:
         await asyncio.sleep(wait_s)
@@ -175,3 +191,7 @@ class Router:
             await asyncio.sleep(POLL_INTERVAL_S if self._map is not None else 0.2)
             with contextlib.suppress(NotReady):
                 await self.refresh()
+
+
+def _epoch_of(placement: Placement) -> int:
+    return placement.epoch

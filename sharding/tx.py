@@ -36,7 +36,8 @@ Hook = Callable[[], Awaitable[None]]
 DEADLINE_S = 1.8
 """How long a request follows a moving namespace, or retries a serialisation failure, before its caller is
 told to come again: a cutover takes milliseconds, and a caller is to hear within 2 s."""
-FIRST_BACKOFF_S = 0.005
+FIRST_BACKOFF_S = 0.001
+"""A cutover takes some 3 ms: who comes first to its target asks again after about 1, 2 and 4 ms."""
 MAX_BACKOFF_S = 0.2
 
 MAX_WAITING_WRITERS = 100
@@ -248,15 +249,16 @@ class Transactions:
         deadline = loop.time() + DEADLINE_S
         backoff_s = FIRST_BACKOFF_S
         while True:
+            is_led = False
             try:
                 return await attempt()
             except NotOwned as error:
                 failure: Exception = ShardUnavailable("this namespace is being moved; try again")
                 reason = "not_owned"
-                before = self.router.placement(error.key)
-                await self.router.refresh()
-                if error.successor is not None and self.router.placement(error.key) == before:
-                    self.router.learn(error.key, error.successor)
+                # Nobody waits for the directory: a successor is asked at once whether it owns by now, and
+                # the map comes in a few milliseconds, if it has changed at all.
+                is_led = error.successor is not None and self.router.learn(error.key, error.successor)
+                self.router.refresh_soon()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 failure, reason = Overloaded(f"too many writers at once: {error}"), "serialisation"
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
@@ -268,6 +270,8 @@ class Transactions:
             if loop.time() + backoff_s > deadline:
                 raise failure
             self._retries.labels(name, reason).inc()
+            if is_led:
+                continue
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
