@@ -8,6 +8,7 @@ import pytest
 from metaserver.services.heads import HeadService
 from sharding import tx
 from sharding.bootstrap import create_cluster
+from sharding.pool import POOL_MIN
 from sharding.router import Router
 from sharding.shardmap import Placement
 from tests.support.databases import FreshCluster
@@ -145,6 +146,55 @@ async def test_requests_in_a_cutover_see_no_error(estate: Estate):
     assert await estate.heads() == heads | {estate.away: heads[estate.away] + 1}
 
 
+async def test_writers_follow_a_slot_there_and_back(slot_estate: Estate):
+    """Each cutover is met by all of them: at the fence, and at a target that is not active yet."""
+    estate = slot_estate
+    created: list[str] = []
+    is_over = False
+
+    async def write(writer: int) -> None:
+        while not is_over:
+            name = f"{writer} {len(created)}"
+            await estate.user.ok(CreateFolder(path=f"/{name}", autorename=True))
+            created.append(name)
+
+    writers = [asyncio.create_task(write(number)) for number in range(6)]
+    source, target = estate.home, estate.away
+    for epoch in (2, 3, 4, 5):
+        seen = len(created)
+        await wait_until(lambda seen=seen: len(created) > seen + 5, "writers at work")
+        await estate.own(target, epoch - 1, "i")
+        await estate.own(source, epoch, "f", (target, epoch))
+        await estate.copy(source, target)
+        await estate.own(target, epoch, "a")
+        await estate.own(source, epoch, "g", (target, epoch))
+        await estate.publish(target, epoch)
+        source, target = target, source
+    seen = len(created)
+    await wait_until(lambda: len(created) > seen + 5, "writers at work after the last cutover")
+    is_over = True
+    await asyncio.gather(*writers)
+    assert len(await names(estate)) == 1 + len(created)
+    assert (await estate.heads())[estate.home] == 1 + len(created)
+    assert estate.placement() == Placement(estate.home, 5)
+
+
+async def test_a_successor_on_a_shard_that_the_map_does_not_know_yet(slot_estate: Estate):
+    """It is asked as soon as the map has told of it, and the caller waits."""
+    estate = slot_estate
+    added = "INSERT INTO shards (name, dsn, weight) VALUES ('shard-3', %s, 1)"
+    await estate.own(estate.home, 2, "f", ("shard-3", 2))
+    await estate.copy(estate.home, estate.away)
+    await estate.own(estate.away, 2, "a")
+    writing = asyncio.create_task(estate.user.ok(CreateFolder(path="/in between")))
+    before = estate.services.router._refreshed_at
+    await wait_until(lambda: estate.services.router._refreshed_at > before, "a request that met the fence")
+    await estate.directory.execute(added, [estate.cluster.shard_dsns[estate.away]])
+    await estate.publish("shard-3", 2)
+    assert (await writing).name == "in between"
+    assert estate.placement() == Placement("shard-3", 2)
+
+
 async def test_a_cursor_survives_a_move(estate: Estate):
     listed = await estate.services.reads.list_folder(estate.user.caller, ListFolder(recursive=True))
     await estate.move(estate.home, estate.away, 2)
@@ -185,6 +235,11 @@ async def test_heads_are_unknown_where_ownership_is_not_proved(estate: Estate):
     await estate.publish(estate.away, 2)
     assert await service.get_heads([estate.ns_id]) == [-1]  # it has met the fence, and looked at the map
     assert await service.get_heads([estate.ns_id]) == [1]
+
+
+async def test_a_cutover_finds_connections_at_a_shard_that_was_never_asked(slot_estate: Estate):
+    pool = slot_estate.services.router.pool(slot_estate.away)
+    await wait_until(lambda: pool.load().idle >= POOL_MIN, "connections that wait")
 
 
 async def test_a_slot_that_is_not_in_use_is_not_found(services):
