@@ -49,3 +49,13 @@ class Interrupted(MoveError):
     """The operator stopped the command; the move can be resumed."""
 
     code = "interrupted"
+
+
+class Quarantined(MoveError):
+    """The source's rows are kept for a while yet."""
+
+    code = "quarantined"
+
+    def __init__(self, left_s: float):
+        super().__init__(f"the old rows are kept for {left_s:.0f} s more; resume the move then")
+        self.left_s = left_s

@@ -57,14 +57,19 @@ def disown_unit(conn: Connection, unit: Unit, epoch: int, owner: Placement) -> N
 
 
 def forget_unit(conn: Connection, unit: Unit) -> None:
-    """Delete what a shard knows about a unit that it does not own, own rows of its namespaces included."""
+    """Delete what a shard knows about a unit that it does not own.
+
+    Of a namespace whose slot is here, nothing: without its row it would count as the slot's.
+    """
     with conn.transaction():
         conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(unit.key)])
-        conn.execute(_FORGET, [unit.first, unit.last])
+        slot_row = find_ownership(conn, system_ns(slot_of(unit.key)))
+        if unit.is_slot or slot_row is None or slot_row.state is OwnershipState.GONE:
+            conn.execute(_FORGET, [unit.first, unit.last])
 
 
 def forget_away(conn: Connection, unit: Unit) -> None:
-    """Delete the rows that say of a slot's namespaces that they are elsewhere: the slot is elsewhere itself."""
+    """Delete what says of a slot's namespaces that they are elsewhere: the slot is elsewhere itself."""
     with conn.transaction():
         conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(unit.key)])
         conn.execute(_FORGET_AWAY, [unit.first, unit.last])
@@ -121,12 +126,14 @@ def bring_home(owner: Connection, ns_id: NsId) -> int:
 
 
 _UPSERT: LiteralString = (
-    "INSERT INTO local.ownership (ns_id, epoch, state, successor, successor_epoch) VALUES (%s, %s, %s, %s, %s)"
+    "INSERT INTO local.ownership (ns_id, epoch, state, successor, successor_epoch)"
+    " VALUES (%s, %s, %s, %s, %s)"
     " ON CONFLICT (ns_id) DO UPDATE SET epoch = excluded.epoch, state = excluded.state,"
     " successor = excluded.successor, successor_epoch = excluded.successor_epoch"
 )
 _INSERT_GONE: LiteralString = (
-    "INSERT INTO local.ownership (ns_id, epoch, state, successor, successor_epoch) VALUES (%s, %s, 'g', %s, %s)"
+    "INSERT INTO local.ownership (ns_id, epoch, state, successor, successor_epoch)"
+    " VALUES (%s, %s, 'g', %s, %s)"
     " ON CONFLICT (ns_id) DO UPDATE SET epoch = greatest(ownership.epoch, excluded.epoch),"
     " successor = excluded.successor, successor_epoch = excluded.successor_epoch WHERE ownership.state = 'g'"
 )
@@ -134,8 +141,8 @@ _DELETE_GONE: LiteralString = (
     "DELETE FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state = 'g' AND ns_id <> ALL (%s)"
 )
 _DISOWN: LiteralString = (
-    "UPDATE local.ownership SET state = 'g', epoch = greatest(epoch, %s), successor = %s, successor_epoch = %s"
-    " WHERE ns_id = %s AND state <> 'a'"
+    "UPDATE local.ownership SET state = 'g', epoch = greatest(epoch, %s),"
+    " successor = %s, successor_epoch = %s WHERE ns_id = %s AND state <> 'a'"
 )
 _FORGET: LiteralString = "DELETE FROM local.ownership WHERE ns_id BETWEEN %s AND %s AND state IN ('g', 'i')"
 _FORGET_AWAY: LiteralString = "DELETE FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state = 'g'"

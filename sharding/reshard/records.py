@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 from sharding.directory import Connection, load_map_sync
 from sharding.locks import MAP_LOCK_CLASS
 from sharding.reshard.errors import MoveConflict, MoveNotFound
-from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Side, Unit
+from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Side, Throttle, Unit
 from sharding.shardmap import Placement, ShardMap
 from wire.ids import NsId, slot_of, system_ns
 
@@ -182,6 +182,12 @@ def set_options(conn: Connection, move_id: int, options: MoveOptions) -> None:
     )
 
 
+def find_control(conn: Connection, move_id: int) -> tuple[Throttle, bool]:
+    """What a move's copy and deletions are to keep below now, and whether it is to stand still."""
+    move = get_move(conn, move_id)
+    return move.options.throttle, move.is_paused
+
+
 def set_progress(conn: Connection, move_id: int, progress: msgspec.Struct) -> None:
     """Show how far the work of a move's state is."""
     conn.execute(
@@ -272,3 +278,15 @@ def _append_history(conn: Connection, key: NsId, placed: Placement | None, move_
         " SELECT map_version, %s, %s, %s, %s FROM risen",
         [key, placed and placed.shard, placed and placed.epoch, move_id],
     )
+
+
+def find_clock(conn: Connection) -> float:
+    """The directory's time in seconds, which `Move.retired_at_s` is of."""
+    row = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+def has_pin(conn: Connection, ns_id: NsId) -> bool:
+    """Whether a namespace is pinned, to a shard or by a label."""
+    return conn.execute("SELECT 1 FROM pins WHERE ns_id = %s", [ns_id]).fetchone() is not None
