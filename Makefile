@@ -13,7 +13,7 @@ DIST := --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api loadtest lock
+.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api bench-move loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -82,6 +82,9 @@ bench-api: $(INSTALLED) ## Requests to one metaserver process, measured; writes 
 
 bench-million: $(INSTALLED) ## COUNT (1,000,000) small files up and down, measured; writes build/bench/million.json
 	$(BIN)/python -m loadtest.bench_million $(if $(COUNT),--count $(COUNT))
+
+bench-move: $(INSTALLED) ## Slots between two servers and back under load; writes build/bench/move.json
+	$(BIN)/python -m loadtest.bench_move
 
 loadtest: $(INSTALLED) ## Devices under Locust for a minute; writes build/loadtest/report.html
 	$(BIN)/python -m loadtest.run_load
