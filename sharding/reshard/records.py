@@ -7,11 +7,11 @@ from typing import LiteralString
 import msgspec
 from psycopg.rows import TupleRow
 
-from sharding.directory import Connection, load_map_sync
+from sharding.directory import Connection, list_pins, load_map_sync
 from sharding.locks import MAP_LOCK_CLASS
 from sharding.reshard.errors import MoveConflict, MoveNotFound
 from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Side, Throttle, Unit
-from sharding.shardmap import Placement, ShardMap
+from sharding.shardmap import Pin, Placement, ShardMap
 from wire.ids import NsId, slot_of, system_ns
 
 _COLUMNS: LiteralString = (
@@ -42,6 +42,7 @@ def insert_move(
             away = {n for n in shard_map.overrides if unit.is_slot and slot_of(n) == slot_of(unit.key)}
             if away != set(unit.excluded):
                 raise MoveConflict(f"the namespaces of {unit.name} that are placed by themselves changed")
+            _check_pins(conn, shard_map, unit, target)
         row = conn.execute(
             "INSERT INTO moves (source, target, state, goal, options) VALUES (%s, %s, %s, %s, %s::jsonb)"
             " RETURNING move_id",
@@ -84,6 +85,14 @@ def _check_shards(shard_map: ShardMap, source: str, target: str) -> None:
             raise MoveConflict(f"there is no shard {name!r}")
     if source == target:
         raise MoveConflict(f"it is on {source} already")
+
+
+def _check_pins(conn: Connection, shard_map: ShardMap, unit: Unit, target: str) -> None:
+    """Pass when no namespace that goes along is pinned to elsewhere."""
+    for ns_id, pin in list_pins(conn).items():
+        goes_along = unit.first <= ns_id <= unit.last and ns_id not in unit.excluded
+        if goes_along and not pin.is_met_by(shard_map.shards[target]):
+            raise MoveConflict(f"namespace {ns_id} is pinned to {pin}, which {target} is not")
 
 
 def get_move(conn: Connection, move_id: int) -> Move:
@@ -149,7 +158,8 @@ def advance_move(conn: Connection, move: Move, state: MoveState) -> Move:
         )
         if changed.rowcount != 1:
             raise MoveConflict(f"move {move.move_id} is no longer {move.state}: another runner is at work")
-        if has_ended:
+        if has_ended or state is MoveState.DELETING:
+            # What is left to be done then heeds ownership by itself, and the units may move on.
             conn.execute("UPDATE move_units SET is_live = false WHERE move_id = %s", [move.move_id])
     return get_move(conn, move.move_id)
 
@@ -285,6 +295,37 @@ def find_clock(conn: Connection) -> float:
     row = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
     assert row is not None
     return float(row[0])
+
+
+def insert_pin(conn: Connection, ns_id: NsId, pin: Pin) -> None:
+    """Say where a namespace has to live, instead of what was said before.
+
+    Raises:
+        MoveConflict: it is being moved, or its slot is.
+
+    Tx: one of its own, or part of the caller's, under the map lock.
+    """
+    with conn.transaction():
+        lock_map(conn)
+        check_is_free(conn, ns_id)
+        conn.execute(
+            "INSERT INTO pins (ns_id, shard, label, value) VALUES (%s, %s, %s, %s) ON CONFLICT (ns_id)"
+            " DO UPDATE SET shard = excluded.shard, label = excluded.label, value = excluded.value",
+            [ns_id, pin.shard, pin.label, pin.value],
+        )
+
+
+def delete_pin(conn: Connection, ns_id: NsId) -> bool:
+    """Let a namespace live with its slot again; whether it was pinned. As `insert_pin`."""
+    with conn.transaction():
+        lock_map(conn)
+        check_is_free(conn, ns_id)
+        return conn.execute("DELETE FROM pins WHERE ns_id = %s", [ns_id]).rowcount > 0
+
+
+def drop_pin_to(conn: Connection, ns_id: NsId, shard: str) -> None:
+    """Forget a namespace's pin to a shard that its move there was cancelled."""
+    conn.execute("DELETE FROM pins WHERE ns_id = %s AND shard = %s", [ns_id, shard])
 
 
 def has_pin(conn: Connection, ns_id: NsId) -> bool:

@@ -24,7 +24,8 @@ from sharding.reshard.own_rows import (
     forget_unit,
     take_out,
 )
-from sharding.reshard.records import find_clock, has_pin, publish_unit, withdraw_override
+from sharding.reshard.records import drop_pin_to, find_clock, has_pin, publish_unit, withdraw_override
+from sharding.reshard.servers import check_different_servers, check_server
 from sharding.reshard.switch import bring_to
 from sharding.shardmap import OwnershipState, Placement
 from wire.ids import slot_of, system_ns
@@ -50,9 +51,9 @@ def check_move(ctx: MoveContext) -> None:
         MoveError: what is missing, and what to do.
     """
     source, target = ctx.conn(Side.SOURCE), ctx.conn(Side.TARGET)
-    stream.check_different_servers(source, target)
+    check_different_servers(source, target)
     for side in Side:
-        stream.check_server(ctx.conn(side))
+        check_server(ctx.conn(side))
     _check_versions(source, target)
     tables = check_tables(source, target)
     for unit in ctx.move.units:
@@ -196,6 +197,8 @@ def _cancel(ctx: MoveContext) -> None:
 
 def _clear_target(ctx: MoveContext) -> None:
     _clear(ctx, Side.TARGET)
+    for unit in ctx.move.units:
+        drop_pin_to(ctx.directory, unit.key, ctx.move.target)
     _come_home(ctx, Side.SOURCE)
 
 

@@ -94,7 +94,7 @@ def upgrade() -> None:
             nullable=False,
             comment="a cutover away from the holder was begun",
         ),
-        sa.Column("is_live", sa.Boolean(), nullable=False, comment="false when the move has ended"),
+        sa.Column("is_live", sa.Boolean(), nullable=False, comment="false when only old rows are left"),
         sa.ForeignKeyConstraint(["move_id"], ["moves.move_id"]),
         sa.PrimaryKeyConstraint("move_id", "key"),
     )

@@ -1,0 +1,224 @@
+"""What the commands that move things have in common: choosing units, running a move, telling how it goes."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from sharding.reshard.copy import CopyProgress
+
+from ops.errors import UsageError
+from ops.output import say
+from sharding.reshard.fence import CutoverTimes
+from sharding.reshard.model import Goal, Move, Unit, namespace_unit, slot_unit
+from sharding.reshard.runner import Entered, Event, MoveRunner, Progressed, RunReport
+from sharding.shardmap import ShardMap
+from wire.ids import NsId, Slot, slot_of, system_ns
+
+
+class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit of a move."""
+
+    key: str
+    name: str
+    holder: str
+    """The shard that owns it by the map."""
+    is_cutting: bool
+
+
+class CutoverReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the writers of a unit were held off, in ms."""
+
+    key: str
+    fence_ms: float
+    drain_ms: float
+    activate_ms: float
+    total_ms: float
+
+
+class MoveReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A move as a command shows it."""
+
+    move_id: int
+    source: str
+    target: str
+    state: str
+    goal: str
+    is_paused: bool
+    error: str | None
+    units: list[UnitReport]
+    cutovers: list[CutoverReport] = []
+    """That this command made."""
+    runner: str | None = None
+    progress: msgspec.Raw | None = None
+
+
+def report_move(move: Move, cutovers: Sequence[CutoverTimes] = ()) -> MoveReport:
+    """A move for people and programs."""
+    return MoveReport(
+        move_id=move.move_id,
+        source=move.source,
+        target=move.target,
+        state=move.state,
+        goal=move.goal,
+        is_paused=move.is_paused,
+        error=move.error,
+        units=[
+            UnitReport(
+                key=str(unit.key), name=unit.name, holder=move.shard(unit.holder), is_cutting=unit.is_cutting
+            )
+            for unit in move.units
+        ],
+        cutovers=[
+            CutoverReport(
+                key=str(c.key),
+                fence_ms=round(c.fence_ms, 3),
+                drain_ms=round(c.drain_ms, 3),
+                activate_ms=round(c.activate_ms, 3),
+                total_ms=round(c.total_ms, 3),
+            )
+            for c in cutovers
+        ],
+    )
+
+
+def slot_units(shard_map: ShardMap, slots: Sequence[int]) -> list[Unit]:
+    """The units of slots, without their namespaces that are placed by themselves.
+
+    Raises:
+        UsageError: a slot is not in use.
+    """
+    if beyond := [slot for slot in slots if not 0 <= slot < shard_map.slot_count]:
+        raise UsageError(f"slots are 0 to {shard_map.slot_count - 1}, not {beyond[0]}")
+    own: dict[int, list[NsId]] = {}
+    for ns_id in shard_map.overrides:
+        own.setdefault(slot_of(ns_id), []).append(ns_id)
+    return [slot_unit(system_ns(Slot(slot)), tuple(own.get(slot, ()))) for slot in slots]
+
+
+def source_of(shard_map: ShardMap, units: Sequence[Unit]) -> str:
+    """The one shard that owns all the units by the map.
+
+    Raises:
+        UsageError: they lie on several.
+    """
+    shards = {placed.shard for unit in units if (placed := shard_map.placement(unit.key)) is not None}
+    if len(shards) != 1:
+        raise UsageError(f"one move has one source, and these lie on {', '.join(sorted(shards)) or 'none'}")
+    return shards.pop()
+
+
+def one_namespace(shard_map: ShardMap, ns_id: NsId) -> list[Unit]:
+    """The unit of a namespace.
+
+    Raises:
+        UsageError: it is a slot's system namespace, which goes with its slot.
+    """
+    if shard_map.placement(ns_id) is None or ns_id == system_ns(slot_of(ns_id)):
+        raise UsageError(f"{ns_id} is not a namespace that can be placed by itself")
+    return [namespace_unit(ns_id)]
+
+
+def parse_slots(text: str) -> list[int]:
+    """Slots of a list such as 3,8-11; ascending, each once.
+
+    Raises:
+        UsageError: it is none.
+    """
+    slots: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            begin, end = int(first), int(last or first)
+        except ValueError:
+            raise UsageError(f"not a list of slots such as 3,8-11: {text!r}") from None
+        if begin > end:
+            raise UsageError(f"{part!r} ends before it begins")
+        slots.update(range(begin, end + 1))
+    return sorted(slots)
+
+
+def run_move(directory_dsn: str, move_id: int, goal: Goal | None = None) -> RunReport:
+    """A move brought to its goal, in the foreground: Ctrl-C and SIGTERM stop it where it can be resumed."""
+    with stop_on_signals() as stop, MoveDisplay() as display:
+        return MoveRunner(directory_dsn, display.show, stop).run(move_id, goal)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one ends the process as usual."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class MoveDisplay:
+    """Moves on the way: bars in a terminal, a line for each state where there is none; on stderr."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tasks: dict[int, TaskID] = {}
+        self._bars: Progress | None = None
+        if sys.stderr.isatty():
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True, markup=False),
+            )
+
+    def __enter__(self) -> "MoveDisplay":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(self, event: Event) -> None:
+        """Show an event of a runner; from whichever thread."""
+        with self._lock:
+            match event:
+                case Entered(move):
+                    self._say(move.move_id, f"{move.state}")
+                case Progressed(move, CopyProgress() as progress):
+                    self._advance(move, progress)
+                case Progressed():
+                    pass
+                case _:
+                    self._say(event.move_id, f"waits: {event.because}")
+
+    def _say(self, move_id: int, text: str) -> None:
+        line = f"move {move_id}: {text}"
+        if self._bars is None:
+            say(line)
+        elif move_id in self._tasks:
+            self._bars.update(self._tasks[move_id], description=line)
+        else:
+            self._tasks[move_id] = self._bars.add_task(line, total=None, rate="")
+
+    def _advance(self, move: Move, progress: CopyProgress) -> None:
+        if self._bars is None or move.move_id not in self._tasks:
+            return
+        self._bars.update(
+            self._tasks[move.move_id],
+            completed=progress.rows,
+            total=progress.rows_expected,
+            rate=f"{progress.rows_per_s:,.0f} rows/s",
+        )
