@@ -30,6 +30,7 @@ from runtime.process import run_server
 from runtime.rpc import ServiceClient
 from runtime.settings import make_rates
 from runtime.tokens import TokenIssuer, open_verifier
+from sharding.activity import ActivityReporter
 from sharding.metrics import ShardCollector
 from sharding.router import Router
 from sharding.tx import Transactions
@@ -46,6 +47,9 @@ async def build(settings: MetaserverSettings, stack: AsyncExitStack) -> tornado.
     stack.push_async_callback(router.close)
     await router.open()
     transactions = Transactions(router, metrics.registry)
+    reporter = ActivityReporter(transactions.activity, router)
+    reporter.start()
+    stack.push_async_callback(reporter.stop)
     linking = read_linking_issuers(settings.oidc_issuers_file)
     rates = make_rates(settings)
     access = AccessService(transactions, IdentityService(transactions, linking), rates.owners)

@@ -109,7 +109,7 @@ move_units = sa.Table(
     sa.Column("excluded", ARRAY(sa.BigInteger), nullable=False, comment="placed by themselves"),
     sa.Column("holder", ByteChar, nullable=False, comment="s source, t target: who owns it by the map"),
     sa.Column("is_cutting", sa.Boolean, nullable=False, comment="a cutover away from the holder was begun"),
-    sa.Column("is_live", sa.Boolean, nullable=False, comment="false when the move has ended"),
+    sa.Column("is_live", sa.Boolean, nullable=False, comment="false when only old rows are left"),
     # No unit is in two moves.
     sa.Index("move_units_live", "key", unique=True, postgresql_where=sa.text("is_live")),
 )
@@ -152,4 +152,23 @@ restores = sa.Table(
     sa.Column("counts", JSONB, nullable=False, comment="what the steps changed"),
     sa.Column("began_at", Timestamp, nullable=False, server_default=sa.func.now()),
     sa.Column("finished_at", Timestamp),
+)
+
+activity = sa.Table(
+    "activity",
+    local_metadata,
+    sa.Column(
+        "key",
+        sa.BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="a slot's system namespace, for its total, or a namespace",
+    ),
+    sa.Column("at", Timestamp, nullable=False, comment="as of when the sums have faded"),
+    sa.Column("writes", sa.Double, nullable=False),
+    sa.Column("reads", sa.Double, nullable=False),
+    sa.Column("content_bytes", sa.Double, nullable=False),
+    # Written every few seconds: without a log, and without a new place for each version.
+    prefixes=["UNLOGGED"],
+    postgresql_with={"fillfactor": 50},
 )

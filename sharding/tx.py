@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from runtime.logs import bind_place, get_log
+from sharding.activity import ActivityCounter
 from sharding.locks import SLOT_LOCK_CLASS
 from sharding.pool import GET_TIMEOUT_S, Connection, ShardPool
 from sharding.router import Router
@@ -67,6 +68,8 @@ class Tx:
     conn: Connection
     shard: str
     before_commit: list[Hook] = field(default_factory=list[Hook])
+    content_bytes: dict[NsId, int] = field(default_factory=dict[NsId, int])
+    """Sizes of the files whose new contents it brings to a namespace; counted when it is committed."""
 
 
 class NotOwned(Exception):
@@ -140,6 +143,7 @@ class Transactions:
 
     def __init__(self, router: Router, registry: CollectorRegistry | None = None):
         self.router = router
+        self.activity = ActivityCounter()
         self._writers = WriterQueues()
         self._retries = Counter(
             "shardbox_tx_retries_total",
@@ -208,6 +212,7 @@ class Transactions:
                     await _roll_back(conn)
                     raise
             faults.fault_point("sharding.tx.after_commit")
+            self._count(keys, tx)
             return result
 
         return await self._retry(name, attempt)
@@ -232,9 +237,16 @@ class Transactions:
                 cursor = await conn.execute(statement, [own, slot, *params], binary=True)
                 rows = await cursor.fetchall()
             _check_row(ns_id, rows[0][:5], placement)
+            self.activity.of(ns_id).reads += 1
             return [row[6:] for row in rows if row[5] is not None]
 
         return await self._retry(name, attempt)
+
+    def _count(self, keys: Sequence[NsId], tx: Tx) -> None:
+        for ns_id in keys:
+            self.activity.of(ns_id).writes += 1
+        for ns_id, byte_count in tx.content_bytes.items():
+            self.activity.of(ns_id).content_bytes += byte_count
 
     def _on_one_shard(self, keys: Sequence[NsId]) -> tuple[ShardPool, dict[NsId, Placement]]:
         placements = {ns_id: self.router.placement(ns_id) for ns_id in keys}

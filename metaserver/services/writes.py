@@ -147,6 +147,9 @@ class WriteService:
                 batch.debts,
             )
             await append_journal(tx.conn, add, keep)
+            tx.content_bytes[write.ns_id] = sum(
+                row.content.size for row in batch.rows if isinstance(row.content, Content)
+            )
             faults.fault_point("metaserver.writes.written")
         elif keep is not None:
             await keep_answer(tx.conn, write.ns_id, keep)
