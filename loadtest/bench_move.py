@@ -28,7 +28,8 @@ from loadtest.devices import make_codes
 from loadtest.move_course import Course, Figures
 from loadtest.move_ledger import Differences
 from loadtest.move_load import Holder, Tally, Writer
-from loadtest.move_members import Asker, choose_roles, link_members, read_on, seed
+from loadtest.move_members import choose_roles, link_members, read_on, seed
+from loadtest.move_requests import Asker
 from loadtest.move_rows import compare_journals
 
 OUTPUT = Path("build/bench/move.json")

@@ -8,7 +8,8 @@ from typing import Any
 
 from loadtest.commands import BIN, Cluster
 from loadtest.move_load import Holder, Tally
-from loadtest.move_members import Asker, Roles, renew
+from loadtest.move_members import Roles, renew
+from loadtest.move_requests import Asker
 from loadtest.move_rows import copy_plainly
 
 Figures = dict[str, Any]
@@ -89,7 +90,7 @@ class Course:
         started = time.monotonic()
         done = await shardctl("move", way, move_id)
         gap_ms = self.tally.longest_gap_ms(started, time.monotonic())
-        units = done["units"]
+        units = done["cutovers"]
         self.cutovers.extend(units)
         self.switches += 1
         longest_ms = max(unit["total_ms"] for unit in units)

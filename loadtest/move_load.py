@@ -9,16 +9,8 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
-from loadtest.move_members import (
-    LIVE_FILES,
-    REQUEST_DEADLINE_S,
-    Asker,
-    Failed,
-    Member,
-    Roles,
-    read_on,
-    write,
-)
+from loadtest.move_members import LIVE_FILES, Member, Roles, read_on, write
+from loadtest.move_requests import REQUEST_DEADLINE_S, Asker, Failed
 from wire.api import MAX_POLL_JITTER_S, MAX_POLL_S, GetMetadata, Longpoll, LongpollResult, Metadata
 
 WAKE_DEADLINE_S = 5.0

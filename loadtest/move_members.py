@@ -3,17 +3,13 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-import msgspec
 
 from loadtest.commands import Cluster
-from loadtest.connection import Connection
 from loadtest.devices import LoadDevice, put_block
 from loadtest.move_ledger import Ledger, format_number
+from loadtest.move_requests import Asker, Failed
 from wire.api import (
     MAX_PAGE_ENTRIES,
     AccessGranted,
@@ -33,10 +29,6 @@ from wire.api import (
 from wire.hashes import block_hash, content_hash
 from wire.ids import NsId, Slot, parse_ns_id, slot_of
 
-T = TypeVar("T")
-
-REQUEST_DEADLINE_S = 10.0
-"""Whoever waits for longer counts as not answered."""
 LIVE_FILES = 200
 """That the load edits in each namespace, one after another."""
 CONTENTS = [b"spring", b"summer", b"autumn", b"winter"]
@@ -49,61 +41,6 @@ SEEDERS = 4
 """Requests under way at once; more wait in line on two cores."""
 TOKEN_LIFE_S = 1_800.0
 """Half of what a token lives: then it is renewed."""
-
-
-class Failed(Exception):
-    """A request was not answered as it should be."""
-
-
-class Asker:
-    """Requests to some servers of a kind, each sent once and never again."""
-
-    def __init__(self, urls: Sequence[str]):
-        self.urls = urls
-        self._idle: dict[str, list[Connection]] = {url: [] for url in urls}
-
-    async def ask(
-        self,
-        path: str,
-        body: msgspec.Struct,
-        answer: type[T],
-        *,
-        token: str = "",
-        key: str = "",
-        server: int = 0,
-        deadline_s: float = REQUEST_DEADLINE_S,
-    ) -> T:
-        """The decoded answer of the server of that number, counted around.
-
-        Raises:
-            Failed: it was not 200, was none, or came too late.
-        """
-        url = self.urls[server % len(self.urls)]
-        try:
-            async with asyncio.timeout(deadline_s), self._connection(url) as connection:
-                got = await connection.post(path, msgspec.json.encode(body), token, key)
-        except (OSError, EOFError, TimeoutError, ValueError) as error:
-            raise Failed(f"{path}: {error!r}") from error
-        if got.status != 200:
-            raise Failed(f"{path}: {got.status} {got.body[:300]!r}")
-        return msgspec.json.decode(got.body, type=answer)
-
-    @asynccontextmanager
-    async def _connection(self, url: str) -> AsyncIterator[Connection]:
-        """One that nobody else uses; hung up if anything goes wrong with it."""
-        connection = self._idle[url].pop() if self._idle[url] else await Connection.open(url)
-        try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
-        self._idle[url].append(connection)
-
-    def close(self) -> None:
-        """Hang up."""
-        for connections in self._idle.values():
-            while connections:
-                connections.pop().close()
 
 
 @dataclass(slots=True)
@@ -275,26 +212,25 @@ async def read_on(asker: Asker, member: Member, server: int) -> int:
 
 
 async def seed(asker: Asker, members: Sequence[Member], rows: int) -> None:
-    """Give members so many rows of the journal, all told; a file for every few of them."""
+    """Give members so many rows of the journal, all told; a file for every few of them.
+
+    Raises:
+        Failed: a batch was refused.
+    """
     per_member = -(-rows // len(members))
     files = max(1, per_member // EDITS)
-    waiting = [
-        (member, count)
-        for start in range(0, per_member, SEED_BATCH)
-        for member in members
-        for count in [min(SEED_BATCH, per_member - start)]
-    ]
-    waiting.reverse()
-    step = max(1, len(waiting) // 10)
+    step = max(1, rows // 10)
 
     async def fill(server: int) -> None:
-        while waiting:
-            member, count = waiting.pop()
-            numbers = member.ledger.begin(count)
-            await write(asker, member, member.make_batch(numbers, "seed", files), numbers, server=server)
-            if len(waiting) % step == 0:
+        # Each namespace is filled by one alone: whoever waited for another's batch would be put off.
+        for member in members[server::SEEDERS]:
+            while (lacking := per_member - len(member.ledger)) > 0:
+                numbers = member.ledger.begin(min(SEED_BATCH, lacking))
+                batch = member.make_batch(numbers, "seed", files)
+                await write(asker, member, batch, numbers, server=server)
                 done = sum(len(member.ledger) for member in members)
-                print(f"    {done:,} of {per_member * len(members):,} rows", flush=True)
+                if done % step < len(numbers):
+                    print(f"    {done:,} of {per_member * len(members):,} rows", flush=True)
 
     async with asyncio.TaskGroup() as group:
         for number in range(SEEDERS):
