@@ -13,7 +13,7 @@ DIST := --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore check fmt docs bench bench-sync bench-million bench-api bench-move loadtest lock
+.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore test-moves check fmt docs bench bench-sync bench-million bench-api bench-move loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
@@ -68,6 +68,9 @@ test-kill: $(INSTALLED) ## Kill everything in turn during syncs; writes build/te
 
 test-restore: $(INSTALLED) ## Lose a shard and the directory, and restore them; writes build/test/restore.json
 	$(BIN)/python -m tests.restore
+
+test-moves: $(INSTALLED) ## Kill everything at every fault point of a move; writes build/test/moves.json
+	$(BIN)/python -m tests.reshard
 
 test-badinput: $(INSTALLED) ## Bad input of every kind; writes build/test/badinput.json
 	$(BIN)/python -m tests.badinput

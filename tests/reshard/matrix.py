@@ -77,7 +77,8 @@ def read_passings(course: Course, trace: Iterable[str]) -> list[Passing]:
 
     Args:
         course: whose command it was.
-        trace: the names of the points that it passed; `reshard.STATE.before` begins a state.
+        trace: the names of the points that it passed; `reshard.STATE.before` begins a state, and so does
+            `reshard.STATE.entered` of one without work.
     """
     passings: dict[tuple[MoveState | None, str], Passing] = {}
     counts: Counter[str] = Counter()
@@ -93,7 +94,7 @@ def read_passings(course: Course, trace: Iterable[str]) -> list[Passing]:
 
 def _state_begun_at(point: str) -> MoveState | None:
     name, _, when = point.removeprefix(PREFIX).partition(".")
-    return MoveState(name) if when == "before" and name in set(MoveState) else None
+    return MoveState(name) if when in ("before", "entered") and name in set(MoveState) else None
 
 
 def merge_passings(passings: Mapping[Course, Sequence[Passing]]) -> list[Passing]:

@@ -28,6 +28,7 @@ START = (
     "reshard.reversing.before",
     "reshard.stream.slot_made",
     "reshard.reversing.after",
+    "reshard.ready.entered",
 )
 
 
