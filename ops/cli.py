@@ -9,11 +9,21 @@ import sys
 import psycopg
 import typer
 
-from ops.commands import backup, blocks, cluster, dev, device, identity, keys, restore, user
+from ops.commands import alone, backup, blocks, cluster, dev, device, identity, keys, move, restore, user
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
 from ops.commands.shard import map_app, namespace_app, shard_app
-from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE, OpsError
+from ops.commands.top import top
+from ops.errors import (
+    EXIT_BUSY,
+    EXIT_CONFLICT,
+    EXIT_FAILURE,
+    EXIT_NOT_FOUND,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    OpsError,
+)
+from sharding.reshard.errors import MoveError
 from wire import faults
 from wire.errors import NotFound, ShardboxError
 
@@ -36,13 +46,18 @@ app.add_typer(device.app, name="device")
 app.add_typer(shard_app, name="shard")
 app.add_typer(map_app, name="map")
 app.add_typer(namespace_app, name="namespace")
+for command in (alone.move, alone.pin, alone.unpin):
+    namespace_app.command()(command)
+app.add_typer(move.app, name="move")
 app.add_typer(blocks.app, name="blocks")
 app.add_typer(backup.app, name="backup")
 app.add_typer(restore.app, name="restore")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate)
 app.command()(doctor)
+app.command()(top)
 
+_MOVE_STATUS = {"not_found": EXIT_NOT_FOUND, "conflict": EXIT_CONFLICT, "busy": EXIT_BUSY}
 _HTTP_CONFLICT = 409
 _HTTP_UNAVAILABLE = 503
 
@@ -65,6 +80,8 @@ def main() -> None:
         _fail(error.code, str(error), error.exit_status)
     except ShardboxError as error:
         _fail(error.code, str(error), exit_status_of(error))
+    except MoveError as error:
+        _fail(error.code, str(error), _MOVE_STATUS.get(error.code, EXIT_FAILURE))
     except psycopg.OperationalError as error:
         # A server that goes away while a command is at work, wherever that is.
         _fail("database_unavailable", str(error).strip(), EXIT_UNAVAILABLE)

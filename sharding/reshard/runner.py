@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import LiteralString
@@ -15,6 +15,7 @@ import psycopg
 from sharding.directory import Connection, load_map_sync
 from sharding.locks import MIGRATION_LOCK_CLASS, MOVE_LOCK_CLASS
 from sharding.reshard.context import MoveContext
+from sharding.reshard.copy import CopyProgress
 from sharding.reshard.errors import (
     FenceHeld,
     Interrupted,
@@ -85,10 +86,11 @@ Event = Entered | Progressed | Waited
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A move after a run, and the cutovers that the run made."""
+    """A move after a run, the cutovers that the run made, and what it copied."""
 
     move: Move
     cutovers: list[CutoverTimes]
+    copied: CopyProgress | None = None
 
 
 class MoveRunner:
@@ -173,7 +175,7 @@ class MoveRunner:
                 self._take_back(ctx, error)
                 set_error(ctx.directory, move_id, f"{error.code}: {error}")
                 raise
-            return RunReport(ctx.move, cutovers)
+            return RunReport(ctx.move, cutovers, ctx.copied)
 
     def _advance(self, ctx: MoveContext, goal: Goal) -> None:
         is_done = ctx.move.state in RESTING
@@ -221,7 +223,7 @@ class MoveRunner:
         )
 
     @contextmanager
-    def _context(self, move_id: int, move: Move | None = None) -> Iterator[MoveContext]:
+    def _context(self, move_id: int, move: Move | None = None) -> Generator[MoveContext]:
         with ExitStack() as closing:
             directory = closing.enter_context(self._connect())
             move = move or get_move(directory, move_id)

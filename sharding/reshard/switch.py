@@ -106,9 +106,9 @@ def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
     if mine is None:
         raise MoveConflict(f"{unit.name} has no owner; run `shardctl doctor`")
     if mine.state is OwnershipState.FENCED and is_forwards:
-        names = {"writer": ctx.move.shard(unit.holder), "successor": ctx.move.shard(unit.holder.other)}
-        before = mine.epoch - 1
-        times = finish_cut(owner, heir, unit, before, find_marker(owner, unit, names["writer"]), **names)
+        writer, successor = ctx.move.shard(unit.holder), ctx.move.shard(unit.holder.other)
+        seq = find_marker(owner, unit, writer)
+        times = finish_cut(owner, heir, unit, mine.epoch - 1, seq, writer=writer, successor=successor)
         ctx.cutovers.append(times)
         return _publish(ctx, unit, unit.holder.other, mine.epoch)
     if mine.state is OwnershipState.ACTIVE and mine.epoch > epoch:
@@ -123,13 +123,13 @@ def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
 
 def _cut(ctx: MoveContext, unit: Unit) -> Unit:
     owner, heir = ctx.conn(unit.holder), ctx.conn(unit.holder.other)
-    names = {"writer": ctx.move.shard(unit.holder), "successor": ctx.move.shard(unit.holder.other)}
+    writer, successor = ctx.move.shard(unit.holder), ctx.move.shard(unit.holder.other)
     epoch = ctx.placed(unit.key).epoch
-    rehearse(owner, heir, unit, names["writer"])
+    rehearse(owner, heir, unit, writer)
     begin_cut(ctx.directory, ctx.move, unit)
     faults.fault_point("reshard.cutover.begun")
     try:
-        ctx.cutovers.append(cut_over(owner, heir, unit, epoch, **names))
+        ctx.cutovers.append(cut_over(owner, heir, unit, epoch, writer=writer, successor=successor))
     except FenceHeld:
         _replace(ctx, settle(ctx, replace(unit, is_cutting=True), is_forwards=False))
         raise
