@@ -3,14 +3,17 @@
 import time
 
 from sharding.directory import Connection
+from sharding.reshard.errors import MoveError
 from wire.ids import NsId
 
 POLL_S = 0.0005
 """Measured in design: a marker arrives after 0.2 to 1.5 ms, while confirmed_flush_lsn tells after 300."""
 
 
-class MarkerLate(Exception):
+class MarkerLate(MoveError):
     """A stream did not bring a marker in time."""
+
+    code = "marker_late"
 
 
 def bump_marker(conn: Connection, key: NsId, writer: str, gate: int | None = None) -> int:
