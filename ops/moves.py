@@ -54,11 +54,15 @@ class MoveReport(msgspec.Struct, frozen=True, kw_only=True):
     units: list[UnitReport]
     cutovers: list[CutoverReport] = []
     """That this command made."""
+    copied: CopyProgress | None = None
+    """What this command copied."""
     runner: str | None = None
     progress: msgspec.Raw | None = None
 
 
-def report_move(move: Move, cutovers: Sequence[CutoverTimes] = ()) -> MoveReport:
+def report_move(
+    move: Move, cutovers: Sequence[CutoverTimes] = (), copied: CopyProgress | None = None
+) -> MoveReport:
     """A move for people and programs."""
     return MoveReport(
         move_id=move.move_id,
@@ -84,6 +88,7 @@ def report_move(move: Move, cutovers: Sequence[CutoverTimes] = ()) -> MoveReport
             )
             for c in cutovers
         ],
+        copied=copied,
     )
 
 

@@ -1,5 +1,6 @@
 """`shardctl move`: slots, or one namespace, to another shard while clients keep syncing."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -110,7 +111,7 @@ def start(
 def show_run(directory: str, move_id: int, goal: Goal | None, output: OutputFormat) -> None:
     """Bring a move to a goal, and show how it ended."""
     report = run_move(directory, move_id, goal)
-    shown = report_move(report.move, report.cutovers)
+    shown = report_move(report.move, report.cutovers, report.copied)
     show(shown, output, lambda: _print_move(shown))
 
 
@@ -308,7 +309,7 @@ def _print_move(report: MoveReport) -> None:
         print(f"\nprogress: {bytes(report.progress).decode()}")
 
 
-def _print_verified(rows: int, differences: list[tuple[object, ...]]) -> None:
+def _print_verified(rows: int, differences: Sequence[Sequence[object]]) -> None:
     print(f"{rows:,} rows compared, {len(differences)} differences")
     if differences:
         print_table(["table", "key", "on the follower"], differences)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sharding.directory import Connection, load_map_sync
+from sharding.reshard.copy import CopyProgress
 from sharding.reshard.errors import MoveConflict
 from sharding.reshard.fence import CutoverTimes
 from sharding.reshard.model import Move, Side
@@ -30,6 +31,8 @@ class MoveContext:
     """Told how far the work is; some times a second."""
     cutovers: list[CutoverTimes] = field(default_factory=list[CutoverTimes])
     """Of this run, in order."""
+    copied: CopyProgress | None = None
+    """What this run has copied."""
     _conns: dict[Side, Connection] = field(default_factory=dict[Side, Connection])
 
     def conn(self, side: Side) -> Connection:

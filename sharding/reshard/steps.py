@@ -115,7 +115,7 @@ def _copy(ctx: MoveContext) -> None:
         delete_rows(ctx.sites[Side.TARGET], tables, units, ctx.pacer, ctx.tell)
     _expect(ctx)
     with stream.create_slot(ctx.sites[Side.SOURCE], name) as snapshot:
-        copy_rows(
+        ctx.copied = copy_rows(
             ctx.sites[Side.SOURCE], snapshot, ctx.sites[Side.TARGET], tables, units, ctx.pacer, ctx.tell
         )
 
