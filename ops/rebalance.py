@@ -49,7 +49,7 @@ class Rebalance:
     on_event: Callable[[Event], None]
     stop: threading.Event
     _reports: dict[int, MoveReport] = field(default_factory=dict[int, MoveReport])
-    _share: float = 0.0
+    _shares: list[float] = field(default_factory=list[float])
 
     def run(self) -> RebalanceReport:
         """Finish the moves that were begun, then carry out plans until nothing is left to be done.
@@ -64,13 +64,12 @@ class Rebalance:
                 plan = self.make_plan()
                 if not begun and not plan.moves:
                     break
-                self._share += plan.moved_share
-                if not self._carry_out(pool, [*begun, *map(self._begin, plan.moves)]):
+                if not self._carry_out(pool, [*begun, *(self._begin(plan, move) for move in plan.moves)]):
                     break
             self._delete_when_due()
         return RebalanceReport(
             moves=[self._reports[move_id] for move_id in sorted(self._reports)],
-            moved_share=round(self._share, 6),
+            moved_share=round(sum(self._shares), 6),
             left=len(self.make_plan().moves),
         )
 
@@ -101,7 +100,7 @@ class Rebalance:
     def _resume(self, move: Move) -> "_Job":
         return _Job(move.source, move.target, lambda: move.move_id)
 
-    def _begin(self, proposed: ProposedMove) -> "_Job":
+    def _begin(self, plan: Plan, proposed: ProposedMove) -> "_Job":
         def begin() -> int:
             shard_map = load_map(self.directory_dsn)
             if proposed.ns_id is not None:
@@ -110,6 +109,7 @@ class Rebalance:
                 units = slot_units(shard_map, proposed.slots)
             with connect_directory(self.directory_dsn) as conn:
                 move = insert_move(conn, proposed.source, proposed.target, units, self.options, self.goal)
+            self._shares.append(plan.share_of([proposed]))
             return move.move_id
 
         return _Job(proposed.source, proposed.target, begin)

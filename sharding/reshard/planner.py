@@ -76,11 +76,14 @@ class Plan:
 
     @property
     def moved_share(self) -> float:
-        """The part of the data that moves; of the slots, as long as they are empty."""
+        """The part of the data that moves."""
+        return self.share_of(self.moves)
+
+    def share_of(self, moves: Sequence[ProposedMove]) -> float:
+        """The part of the data that some of the moves carry; of the slots, as long as they are empty."""
         if self.total.bytes:
-            return self.moved.bytes / self.total.bytes
-        slots = sum(shard.slots_before for shard in self.shards)
-        return sum(len(move.slots) for move in self.moves) / slots
+            return sum(move.size.bytes for move in moves) / self.total.bytes
+        return sum(len(move.slots) for move in moves) / sum(shard.slots_before for shard in self.shards)
 
     def copy_s(self, size: Size) -> float:
         """How long copying that much is expected to take, were nothing else going on."""

@@ -1,0 +1,85 @@
+"""`shardctl rebalance`: the plan, carried out."""
+
+from typing import Annotated
+
+import typer
+
+from ops.cluster import find_directory_dsn
+from ops.commands.dev import DataDirOption
+from ops.commands.plan import ByOption
+from ops.errors import EXIT_FAILURE
+from ops.moves import MoveDisplay, stop_on_signals
+from ops.output import OutputFormat, OutputOption, print_table, say, show
+from ops.planning import print_plan, report_plan
+from ops.rebalance import Rebalance, RebalanceReport
+from ops.survey import Weighing, survey
+from sharding.reshard.model import Goal, MoveOptions, Throttle
+from sharding.reshard.planner import Plan, plan_moves
+
+_DEFAULT = MoveOptions()
+MAX_PARALLEL = 16
+
+
+def rebalance(
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Switch and complete each move when it is ready; else they are left ready to be switched.",
+        ),
+    ] = False,
+    max_parallel: Annotated[
+        int, typer.Option(min=1, max=MAX_PARALLEL, help="Moves at once, each between two other shards.")
+    ] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and do nothing.")] = False,
+    by: ByOption = Weighing.SLOTS,
+    quarantine: Annotated[
+        float, typer.Option(min=0, help="Seconds that old rows stay after the point of no return.")
+    ] = _DEFAULT.quarantine_s,
+    max_lag_mb: Annotated[
+        int, typer.Option(min=1, help="Slow down while a standby or stream lags by more.")
+    ] = _DEFAULT.throttle.max_lag_bytes >> 20,
+    max_commit_ms: Annotated[
+        float, typer.Option(min=0.1, help="Slow down while a commit on the source takes longer.")
+    ] = _DEFAULT.throttle.max_commit_ms,
+    data_dir: DataDirOption = None,
+    output: OutputOption = OutputFormat.TEXT,
+) -> None:
+    """Carry out the plan: bring every shard within its bounds, empty those that drain, heed the pins.
+
+    Goes on with moves that an earlier run began. Exit status 1 when a move failed, or something is left.
+    """
+    directory = find_directory_dsn(data_dir)
+    surveyed = survey(directory, by)
+    planned = report_plan(plan_moves(surveyed.situation), is_exact=surveyed.is_exact)
+    if dry_run:
+        show(planned, output, lambda: print_plan(planned))
+        return
+    if output is OutputFormat.TEXT:
+        print_plan(planned)
+
+    def make_plan() -> Plan:
+        return plan_moves(survey(directory, by).situation)
+
+    options = MoveOptions(
+        quarantine_s=quarantine,
+        throttle=Throttle(max_lag_bytes=max_lag_mb << 20, max_commit_ms=max_commit_ms),
+    )
+    goal = Goal.COMPLETED if auto else Goal.READY
+    with stop_on_signals() as stop, MoveDisplay() as display:
+        report = Rebalance(directory, make_plan, options, goal, max_parallel, display.show, stop).run()
+    show(report, output, lambda: _print(report, is_auto=auto))
+    if not report.is_done:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _print(report: RebalanceReport, *, is_auto: bool) -> None:
+    print_table(
+        ["move", "state", "from", "to", "units", "error"],
+        [(m.move_id, m.state, m.source, m.target, len(m.units), m.error) for m in report.moves],
+    )
+    print(f"\n{report.moved_share:.1%} of the data moved")
+    if report.left:
+        say(f"{report.left} moves are left: see the errors, and run it again")
+    elif not is_auto and report.moves:
+        say("each is ready: `shardctl move switch ID`, `shardctl move complete ID`; or `rebalance --auto`")
