@@ -34,12 +34,21 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows in columns; None shows as a dash."""
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Rows in columns; None shows as a dash."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*("–" if cell is None else str(cell) for cell in row))
+    return table
+
+
+def make_console() -> Console:
+    """What tables are printed on; a name that looks like rich's markup, or an emoji's, is shown as it is."""
     # A pipe has no width of its own; cut-off cells would be useless there.
     width = None if sys.stdout.isatty() else 240
-    # Cells are shown as they are: a name may look like rich's markup, or like an emoji's.
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows in columns; None shows as a dash."""
+    make_console().print(make_table(columns, rows))
