@@ -356,7 +356,7 @@ def wait_until_caught_up(
     while not is_near:
         began, state = time.monotonic(), check_stream(publisher, subscriber, name)
         goal = state.confirmed_bytes + state.lag_bytes
-        while state.confirmed_bytes < goal or not state.is_ready:
+        while state.confirmed_bytes < goal or not (state.is_ready and state.is_active):
             on_state(state)
             if time.monotonic() > deadline:
                 raise StreamLate(
