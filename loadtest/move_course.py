@@ -76,9 +76,9 @@ class Course:
             *("--until", "ready", "--quarantine", "0", *options),
         )
         move_id = str(started["move_id"])
-        progress = (await shardctl("move", "status", move_id))["progress"]
-        self.copies.append(progress)
-        print(f"    copied: {progress['rows']:,} rows, {progress['rows_per_s']:,.0f} rows/s", flush=True)
+        copied = started["copied"]
+        self.copies.append(copied)
+        print(f"    copied: {copied['rows']:,} rows, {copied['rows_per_s']:,.0f} rows/s", flush=True)
         for number in range(switches):
             await self._switch("switch" if number % 2 == 0 else "rollback", move_id)
         await shardctl("move", "complete", move_id)
