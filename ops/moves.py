@@ -10,13 +10,15 @@ from types import FrameType
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from sharding.reshard.copy import CopyProgress
 
 from ops.errors import UsageError
 from ops.output import say
+from sharding.reshard.cleanup import DeleteProgress
+from sharding.reshard.copy import CopyProgress
 from sharding.reshard.fence import CutoverTimes
-from sharding.reshard.model import Goal, Move, Unit, namespace_unit, slot_unit
+from sharding.reshard.model import Goal, Move, MoveState, Unit, namespace_unit, slot_unit
 from sharding.reshard.runner import Entered, Event, MoveRunner, Progressed, RunReport
+from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
 from wire.ids import NsId, Slot, slot_of, system_ns
 
@@ -41,6 +43,19 @@ class CutoverReport(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float
 
 
+class ProgressReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the work of a move's state is."""
+
+    what: str
+    rows: int
+    rows_expected: int | None = None
+    bytes: int | None = None
+    rows_per_s: float | None = None
+    mb_per_s: float | None = None
+    eta_s: float | None = None
+    seconds: float | None = None
+
+
 class MoveReport(msgspec.Struct, frozen=True, kw_only=True):
     """A move as a command shows it."""
 
@@ -57,7 +72,7 @@ class MoveReport(msgspec.Struct, frozen=True, kw_only=True):
     copied: CopyProgress | None = None
     """What this command copied."""
     runner: str | None = None
-    progress: msgspec.Raw | None = None
+    progress: ProgressReport | None = None
 
 
 def report_move(
@@ -89,6 +104,43 @@ def report_move(
             for c in cutovers
         ],
         copied=copied,
+    )
+
+
+def report_progress(
+    state: MoveState, progress: bytes | None, verified: bytes | None
+) -> ProgressReport | None:
+    """How far a move is, from what its runner last told; None when it told nothing.
+
+    Args:
+        state: the move's.
+        progress: of its copy or deletion, as JSON.
+        verified: of its comparison, as JSON.
+    """
+    if state is MoveState.COPYING and progress is not None:
+        return report_copy(msgspec.json.decode(progress, type=CopyProgress))
+    if state in (MoveState.DELETING, MoveState.CLEARING) and progress is not None:
+        deleted = msgspec.json.decode(progress, type=DeleteProgress)
+        return ProgressReport(what=f"deleting, now from {deleted.table}", rows=deleted.deleted_rows)
+    if verified is not None:
+        compared = msgspec.json.decode(verified, type=Verified)
+        return ProgressReport(what=f"comparing, now {compared.table or 'done'}", rows=compared.report.rows)
+    return None
+
+
+def report_copy(progress: CopyProgress) -> ProgressReport:
+    """How far a copy is."""
+    rate = progress.rows_per_s
+    left = max(progress.rows_expected - progress.rows, 0)
+    return ProgressReport(
+        what="copying",
+        rows=progress.rows,
+        rows_expected=progress.rows_expected,
+        bytes=progress.bytes,
+        rows_per_s=round(rate, 1),
+        mb_per_s=round(progress.bytes / 1e6 / progress.seconds, 3) if progress.seconds else None,
+        eta_s=round(left / rate, 1) if rate else None,
+        seconds=round(progress.seconds, 3),
     )
 
 

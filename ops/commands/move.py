@@ -11,9 +11,11 @@ from ops.commands.dev import DataDirOption
 from ops.errors import OpsError, UsageError
 from ops.moves import (
     MoveReport,
+    ProgressReport,
     one_namespace,
     parse_slots,
     report_move,
+    report_progress,
     run_move,
     slot_units,
     source_of,
@@ -24,6 +26,7 @@ from ops.session import connect_directory, load_map
 from sharding.reshard.model import Goal, Move, MoveOptions, MoveState, Throttle
 from sharding.reshard.records import (
     find_progress,
+    find_verified,
     get_move,
     insert_move,
     list_moves,
@@ -140,7 +143,7 @@ def status(
         report = msgspec.structs.replace(
             report_move(move),
             runner=runner if is_running(conn, move_id) else None,
-            progress=None if progress is None else msgspec.Raw(progress),
+            progress=report_progress(move.state, progress, find_verified(conn, move_id)),
         )
     show(report, output, lambda: _print_move(report))
 
@@ -292,7 +295,8 @@ _REMEDIES = {
 
 def _print_move(report: MoveReport) -> None:
     state = f"{report.state}{', paused' if report.is_paused else ''}"
-    print(f"move {report.move_id}: {state}, on the way to {report.goal}; {report.source} → {report.target}")
+    goal = "" if report.state == report.goal else f", on the way to {report.goal}"
+    print(f"move {report.move_id}: {state}{goal}; {report.source} → {report.target}")
     if report.error is not None:
         print(f"stopped: {report.error}")
     if report.runner is not None:
@@ -306,7 +310,14 @@ def _print_move(report: MoveReport) -> None:
             [(c.key, c.fence_ms, c.drain_ms, c.activate_ms, c.total_ms) for c in report.cutovers],
         )
     if report.progress is not None:
-        print(f"\nprogress: {bytes(report.progress).decode()}")
+        print(f"\n{_describe(report.progress)}")
+
+
+def _describe(progress: ProgressReport) -> str:
+    of = "" if progress.rows_expected is None else f" of about {progress.rows_expected:,}"
+    rate = "" if progress.rows_per_s is None else f", {progress.rows_per_s:,.0f} rows/s"
+    eta = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s to go"
+    return f"{progress.what}: {progress.rows:,}{of} rows{rate}{eta}"
 
 
 def _print_verified(rows: int, differences: Sequence[Sequence[object]]) -> None:

@@ -234,7 +234,7 @@ class MoveRunner:
                 for name in (move.shard(side),)
             }
             ctx = MoveContext(directory, move, sites, closing)
-            ctx.pacer = closing.enter_context(Pacer(lambda: self._control(ctx), sites[Side.SOURCE]))
+            ctx.pacer = closing.enter_context(Pacer(lambda: self._control(ctx), *sites.values()))
             ctx.tell = self._teller(ctx)
             yield ctx
 

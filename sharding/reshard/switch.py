@@ -85,8 +85,8 @@ def _raise_for_differences(report: VerifyReport) -> None:
     if not found:
         return
     shown = "; ".join(f"{d.table} {d.key}: {d.kind}" for d in found[:_SHOWN])
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise VerifyFailed(f"the shards differ in {len(found)} rows: {shown}{more}")
+    more = f" and {report.difference_count - _SHOWN} more" if report.difference_count > _SHOWN else ""
+    raise VerifyFailed(f"the shards differ in {report.difference_count} rows: {shown}{more}")
 
 
 def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
