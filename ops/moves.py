@@ -53,7 +53,8 @@ class ProgressReport(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_s: float | None = None
     mb_per_s: float | None = None
     eta_s: float | None = None
-    seconds: float | None = None
+    held_back_by: str | None = None
+    """Why it is slower than it could be."""
 
 
 class MoveReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,16 +132,15 @@ def report_progress(
 def report_copy(progress: CopyProgress) -> ProgressReport:
     """How far a copy is."""
     rate = progress.rows_per_s
-    left = max(progress.rows_expected - progress.rows, 0)
     return ProgressReport(
         what="copying",
         rows=progress.rows,
         rows_expected=progress.rows_expected,
         bytes=progress.bytes,
         rows_per_s=round(rate, 1),
-        mb_per_s=round(progress.bytes / 1e6 / progress.seconds, 3) if progress.seconds else None,
-        eta_s=round(left / rate, 1) if rate else None,
-        seconds=round(progress.seconds, 3),
+        mb_per_s=round(progress.mb_per_s, 3),
+        eta_s=round((progress.rows_expected - progress.rows) / rate, 1) if rate else None,
+        held_back_by=progress.held_back_by or None,
     )
 
 

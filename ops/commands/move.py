@@ -317,7 +317,8 @@ def _describe(progress: ProgressReport) -> str:
     of = "" if progress.rows_expected is None else f" of about {progress.rows_expected:,}"
     rate = "" if progress.rows_per_s is None else f", {progress.rows_per_s:,.0f} rows/s"
     eta = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s to go"
-    return f"{progress.what}: {progress.rows:,}{of} rows{rate}{eta}"
+    held = "" if progress.held_back_by is None else f"; {progress.held_back_by}"
+    return f"{progress.what}: {progress.rows:,}{of} rows{rate}{eta}{held}"
 
 
 def _print_verified(rows: int, differences: Sequence[Sequence[object]]) -> None:
