@@ -136,6 +136,11 @@ class Router:
         self._learned[key] = successor
         return True
 
+    def forget(self, key: NsId) -> None:
+        """Believe the map again, and what the shard that it names tells."""
+        for learned in ownership_keys(key):
+            self._learned.pop(learned, None)
+
     async def refresh(self) -> bool:
         """Look into the directory now, together with whoever else asks; whether it answered."""
         return await asyncio.shield(self.refresh_soon())

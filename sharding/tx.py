@@ -40,6 +40,8 @@ told to come again: a cutover takes milliseconds, and a caller is to hear within
 FIRST_BACKOFF_S = 0.001
 """A cutover takes some 3 ms: who comes first to its target asks again after about 1, 2 and 4 ms."""
 MAX_BACKOFF_S = 0.2
+DOUBT_BACKOFF_S = 0.016
+"""From here on a successor that does not own yet is doubted: the cutover may have been called off."""
 
 MAX_WAITING_WRITERS = 100
 """Of one namespace, in one process: a commit takes some 5 ms, so the last one's turn comes after half a
@@ -270,6 +272,8 @@ class Transactions:
                 # Nobody waits for the directory: a successor is asked at once whether it owns by now, and
                 # the map comes in a few milliseconds, if it has changed at all.
                 is_led = error.successor is not None and self.router.learn(error.key, error.successor)
+                if error.successor is None and backoff_s >= DOUBT_BACKOFF_S:
+                    self.router.forget(error.key)
                 self.router.refresh_soon()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 failure, reason = Overloaded(f"too many writers at once: {error}"), "serialisation"

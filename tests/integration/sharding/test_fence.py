@@ -131,6 +131,20 @@ async def test_a_late_activation_matches_nothing_after_an_abort(estate: Estate):
     await assert_at(estate, estate.home, "after")
 
 
+async def test_a_cutover_that_was_called_off_is_followed_before_the_map_knows(estate: Estate):
+    """Requests that went to the named successor come back, also while the directory is out of reach."""
+    await estate.own(estate.away, 1, "i")
+    await estate.own(estate.home, 2, "f", (estate.away, 2))
+    await assert_refused(estate)
+    writing = asyncio.create_task(estate.user.ok(CreateFolder(path="/in between")))
+    await wait_until(lambda: estate.placement().shard == estate.away, "a request at the successor")
+    await estate.own(estate.away, 3, "i")
+    await estate.own(estate.home, 3, "a")
+    assert (await writing).name == "in between"
+    await assert_at(estate, estate.home, "after")
+    assert estate.services.router.map.version == 1
+
+
 async def test_requests_in_a_cutover_see_no_error(estate: Estate):
     await estate.own(estate.home, 2, "f", (estate.away, 2))
     await estate.copy(estate.home, estate.away)
