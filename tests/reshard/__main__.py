@@ -1,6 +1,6 @@
 """`make test-moves`: the whole matrix. Writes build/test/moves.json.
 
-python -m tests.reshard [--seed N] [--cells N] [--only TEXT]
+python -m tests.reshard [--seed N] [--cells N] [--only TEXT] [--verbose]
 """
 
 import argparse
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="turns the endings on by so many")
     parser.add_argument("--cells", type=int, help="so many of them, spread over all")
     parser.add_argument("--only", default="", help="cells whose name holds this: POINT/STATE/VICTIM/ENDING")
+    parser.add_argument("--verbose", action="store_true", help="tell of each command how it ended")
     options = parser.parse_args()
     report, began = Report(seed=options.seed), time.monotonic()
     try:
@@ -42,16 +43,20 @@ def main() -> None:
 
 async def _run(folder: Path, report: Report, options: argparse.Namespace) -> None:
     async with Stage() as stage:
-        suite = Suite(stage, folder, report, lambda text: print(text, flush=True))
+        suite = Suite(stage, folder, report, _say, is_verbose=options.verbose)
         passings = await suite.find_passings()
         declared = declared_points()
         report.fault_points = len(declared)
         missed = missed_points(declared, passings)
         report.points_missed = len(missed)
         for point in missed:
-            print(f"no command comes by {point}", flush=True)
+            _say(f"no command comes by {point}")
         cells = [cell for cell in make_cells(passings, options.seed) if options.only in cell.name]
         await suite.play(spread_cells(cells, options.cells, options.seed))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.reshard.history import Findings, Picture
 from tests.reshard.load import Writer, under_load
-from tests.reshard.matrix import Cell, Course
+from tests.reshard.matrix import Cell, Course, Kind
 from tests.reshard.operator import Operator
 from tests.reshard.world import World
 from tests.support.waiting import wait_until
@@ -37,7 +37,7 @@ class Outcome:
 
 async def play_cell(world: World, folder: Path, cell: Cell) -> Outcome:
     """Play it; never raises for what it finds."""
-    operator = Operator(world, folder)
+    operator = Operator(world, folder, cell.kind)
 
     def operate(outcome: Outcome) -> None:
         operator.cut(cell)
@@ -51,7 +51,7 @@ async def play_cell(world: World, folder: Path, cell: Cell) -> Outcome:
 
 async def play_uncut(world: World, folder: Path, course: Course) -> tuple[Outcome, list[str]]:
     """A course without a death: what held, and the points that its command passed."""
-    operator = Operator(world, folder)
+    operator = Operator(world, folder, Kind.SLOTS)
     trace: list[str] = []
 
     def operate(outcome: Outcome) -> None:

@@ -167,7 +167,8 @@ async def seed(device: ApiDevice, count: int) -> None:
 async def under_load(writers: Sequence[Writer], readers: Sequence[Reader]) -> AsyncIterator[None]:
     """Commits and reads while the body runs; afterwards each commit is acknowledged, and read."""
     stopping = asyncio.Event()
-    tasks = [asyncio.create_task(each.run(stopping)) for each in (*writers, *readers)]
+    runs = [writer.run(stopping) for writer in writers] + [reader.run(stopping) for reader in readers]
+    tasks = [asyncio.create_task(run) for run in runs]
     try:
         yield
     finally:

@@ -37,6 +37,14 @@ class Victim(StrEnum):
     METASERVER = "metaserver"
 
 
+class Kind(StrEnum):
+    """What moves."""
+
+    SLOTS = "slots"
+    NAMESPACE = "namespace"
+    """One by itself, out of its slot or back home to it."""
+
+
 class Ending(StrEnum):
     """What the operator makes of a move that was cut."""
 
@@ -64,12 +72,13 @@ class Cell:
     passing: Passing
     victim: Victim
     ending: Ending
+    kind: Kind
 
     @property
     def name(self) -> str:
         """What `--only` finds it by."""
         state = self.passing.state or "unrecorded"
-        return f"{self.passing.point}/{state}/{self.victim}/{self.ending}"
+        return f"{self.passing.point}/{state}/{self.victim}/{self.ending}/{self.kind}"
 
 
 def read_passings(course: Course, trace: Iterable[str]) -> list[Passing]:
@@ -113,18 +122,19 @@ def missed_points(declared: Iterable[str], passings: Iterable[Passing]) -> list[
 
 
 def make_cells(passings: Iterable[Passing], seed: int = 0) -> list[Cell]:
-    """Every victim at every passing; the endings take turns within each state.
+    """Every victim at every passing; endings and kinds take turns within each state.
 
-    Three endings and five victims have no common divisor: with the seed, each victim meets each ending, too.
+    Five, three and two have no common divisor: in a state of two passings each ending meets each kind, and
+    six seeds are all that there is.
     """
-    endings = list(Ending)
+    endings, kinds = list(Ending), list(Kind)
     turns: Counter[MoveState | None] = Counter()
     cells: list[Cell] = []
     for passing in passings:
         for victim in Victim:
-            ending = endings[(turns[passing.state] + seed) % len(endings)]
+            turn = turns[passing.state] + seed
             turns[passing.state] += 1
-            cells.append(Cell(passing, victim, ending))
+            cells.append(Cell(passing, victim, endings[turn % len(endings)], kinds[turn % len(kinds)]))
     return cells
 
 

@@ -2,12 +2,13 @@
 
 import itertools
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.reshard.model import ENDED, Goal, MoveState
-from tests.reshard.matrix import Cell, Course, Ending, Victim
+from tests.reshard.matrix import Cell, Course, Ending, Kind, Victim
 from tests.reshard.world import DIRECTORY, World
 from tests.support.commands import OPERATOR, Program
 from tests.support.waiting import wait_for
@@ -50,6 +51,7 @@ class Ended:
     status: int
     out: str
     err: str
+    seconds: float
 
     def expect_done(self) -> None:
         """Pass when it succeeded."""
@@ -63,7 +65,8 @@ class Ended:
             raise Wrong(f"{self}: it ended in no clear error")
 
     def __str__(self) -> str:
-        return f"shardctl {' '.join(self.args)} ended with {self.status}: {self.err[-3000:]}"
+        how = f"ended with {self.status} after {self.seconds:.1f} s"
+        return f"shardctl {' '.join(self.args)} {how}: {self.err[-3000:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,12 @@ class Found:
 class Operator:
     """Gives the commands of courses, cuts them, and ends the moves."""
 
-    def __init__(self, world: World, folder: Path):
+    def __init__(self, world: World, folder: Path, kind: Kind):
         self._world = world
         self._folder = folder
+        self._kind = kind
         self._numbers = itertools.count(1)
+        self._began = 0.0
         self.notes: list[str] = []
         """What was seen of the last cell, for a complaint."""
 
@@ -90,14 +95,15 @@ class Operator:
     def trace(self, course: Course) -> list[str]:
         """The points that a course's command passes, uncut; the move is ended afterwards."""
         self._lead(course)
-        path = self._folder / f"trace {next(self._numbers)}"
+        path = self._folder / "trace"
+        path.write_text("")
         self._run(self._command(course), trace=path).expect_done()
         self.settle(Ending.RESUME)
         return path.read_text().split()
 
     def cut(self, cell: Cell) -> None:
         """Kill the cell's victim while the runner is at the point, and see the runner end."""
-        source, target = self._world.sides()
+        source, target = self._world.sides(self._kind)
         self._lead(cell.passing.course)
         command, point = self._command(cell.passing.course), f"{cell.passing.point}:{cell.passing.number}"
         if cell.victim is Victim.RUNNER:
@@ -144,12 +150,17 @@ class Operator:
 
     def _command(self, course: Course) -> list[str]:
         if course is Course.START:
-            slots = ",".join(map(str, self._world.slots))
-            return ["move", "start", "--to", self._world.sides()[1], "--slots", slots, *TO_READY]
+            target = self._world.sides(self._kind)[1]
+            return ["move", "start", "--to", target, *self._what(), *TO_READY]
         verb = Course.ROLLBACK if course is Course.ABORT else course
         found = self.find_move()
         assert found is not None
         return ["move", verb.value, str(found.move_id)]
+
+    def _what(self) -> list[str]:
+        if self._kind is Kind.NAMESPACE:
+            return ["--namespace", str(self._world.loner)]
+        return ["--slots", ",".join(map(str, self._world.slots))]
 
     # ---- Endings
 
@@ -214,12 +225,13 @@ class Operator:
             "SHARDBOX_FAULT": fault,
             "SHARDBOX_FAULT_TRACE": str(trace or ""),
         }
+        self._began = time.monotonic()
         return Program(OPERATOR, *args, "--output", "json", out=out, err=err, env=env)
 
     def _ended(self, args: Sequence[str], program: Program) -> Ended:
         status = program.poll()
         assert status is not None
         out, err = ((self._folder / name).read_text(errors="replace") for name in ("out", "err"))
-        ended = Ended(args, status, out, err)
+        ended = Ended(args, status, out, err, time.monotonic() - self._began)
         self.notes.append(str(ended))
         return ended

@@ -102,11 +102,20 @@ class Stage:
 class Suite:
     """Finds the passings and plays the cells."""
 
-    def __init__(self, stage: Stage, folder: Path, report: Report, say: Callable[[str], None]):
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Path,
+        report: Report,
+        say: Callable[[str], None],
+        *,
+        is_verbose: bool = False,
+    ):
         self._stage = stage
         self._folder = folder
         self._report = report
         self._say = say
+        self._is_verbose = is_verbose
 
     async def find_passings(self) -> list[Passing]:
         """What a move's life comes by: each course once, uncut.
@@ -132,7 +141,7 @@ class Suite:
             complaints = self._report.add(cell.name, outcome)
             word = "FAILED" if complaints else "held"
             self._say(f"[{number}/{len(cells)}] {cell.name}: {word} ({time.monotonic() - began:.1f} s)")
-            for line in complaints:
-                self._say("    " + line.replace("\n", "\n    "))
+            for line in complaints or (outcome.notes if self._is_verbose else ()):
+                self._say("    " + line.strip().replace("\n", "\n    "))
             if complaints:
                 await self._stage.strike()

@@ -11,6 +11,7 @@ from sharding.locks import MOVE_LOCK_CLASS, SLOT_LOCK_CLASS
 from tests.reshard.history import Findings
 from tests.reshard.leftovers import find_leftovers
 from tests.reshard.load import Note, under_load
+from tests.reshard.matrix import Kind
 from tests.reshard.world import DIRECTORY, World, peopled
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_until
@@ -50,19 +51,19 @@ class History:
 
     @contextmanager
     def owner(self) -> Iterator[psycopg.Connection]:
-        with self.world.connect(self.world.sides()[0]) as conn:
+        with self.world.connect(self.world.sides(Kind.SLOTS)[0]) as conn:
             yield conn
 
 
 @contextmanager
 def without(conn: psycopg.Connection, table: str, where: str) -> Iterator[None]:
     """Some rows of schema ns are gone while the body runs."""
-    conn.execute(f"CREATE TABLE public.kept AS SELECT * FROM ns.{table} WHERE {where}")  # type: ignore[arg-type]
-    assert conn.execute(f"DELETE FROM ns.{table} WHERE {where}").rowcount == 1  # type: ignore[arg-type]
+    conn.execute(f"CREATE TABLE public.kept AS SELECT * FROM ns.{table} WHERE {where}")
+    assert conn.execute(f"DELETE FROM ns.{table} WHERE {where}").rowcount == 1
     try:
         yield
     finally:
-        conn.execute(f"INSERT INTO ns.{table} SELECT * FROM public.kept")  # type: ignore[arg-type]
+        conn.execute(f"INSERT INTO ns.{table} SELECT * FROM public.kept")
         conn.execute("DROP TABLE public.kept")
 
 
@@ -90,20 +91,19 @@ async def test_a_lost_entry_is_found(history: History):
 
 async def test_a_commit_that_was_done_twice_is_found(history: History):
     writer, name = history.writer, f"twice-{secrets.token_hex(4)}"
+    request = Batch([CreateFolder(path=f"/{name}", autorename=True)])
+    jids: list[int] = []
     for _ in range(2):
-        request = Batch([CreateFolder(path=f"/{name}", autorename=True)])
         result = await writer.device.post("/v1/files/batch", request, BatchResult, secrets.token_hex(16))
-        made = result.verdicts[0].metadata
-        assert made is not None
-        if made.name == name:
-            writer.notes[name] = Note(made.jid, None)
+        jids.append(result.head)
+    writer.notes[name] = Note(jids[0], None)
     await history.reader.read()
 
     found = await history.judge()
     assert len(found.doubled) == 3
     assert all(f"{name} (1)" in text for text in found.doubled)
     assert {text.split(" ")[0] for text in found.doubled} == {"journal", "deltas", "listing"}
-    writer.notes[f"{name} (1)"] = Note(made.jid, None)
+    writer.notes[f"{name} (1)"] = Note(jids[1], None)
 
 
 async def test_a_row_that_differs_is_found_where_nobody_writes(history: History):
@@ -166,10 +166,10 @@ def test_what_is_left_on_a_shard_is_found(world: World, line: str):
     leave, take_away = SHARD_LEFTOVERS[line]
     with world.connected() as (directory, shards), world.connect("shard-2") as conn:
         for statement in leave.split("; "):
-            conn.execute(statement)  # type: ignore[arg-type]
+            conn.execute(statement)
         found = find_leftovers(directory, shards)
         for statement in take_away.split("; "):
-            conn.execute(statement)  # type: ignore[arg-type]
+            conn.execute(statement)
     assert [text for text in found if f"shard-2: {line}" in text], found
     assert world.leftovers() == []
 
@@ -206,7 +206,7 @@ def test_a_move_that_has_not_ended_is_found(world: World):
 @pytest.mark.parametrize(("state", "owners"), [("a", 2), ("f", 0)])
 def test_a_slot_with_two_owners_or_none_is_found(world: World, state: str, owners: int):
     key = system_ns(slot_of(world.still_root))
-    home, away = world.sides()
+    home, away = world.sides(Kind.SLOTS)
     shard = away if owners == 2 else home
     with world.connect(shard) as conn:
         before = conn.execute("SELECT state FROM local.ownership WHERE ns_id = %s", [key]).fetchone()
@@ -231,5 +231,5 @@ def test_a_map_that_names_another_epoch_is_found(world: World):
         complaints = world.complain_of_owners()
         conn.execute("UPDATE shard_map SET epoch = epoch - 1 WHERE slot = 3")
     start = f"owners: {system_ns(Slot(3))} is active at"
-    assert [text.startswith(start) for text in complaints] == [True]  # type: ignore[arg-type]
+    assert [text.startswith(start) for text in complaints] == [True]
     assert world.complain_of_owners() == []

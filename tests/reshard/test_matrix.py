@@ -6,6 +6,7 @@ from sharding.reshard.model import MoveState
 from tests.reshard.matrix import (
     Course,
     Ending,
+    Kind,
     Passing,
     Victim,
     make_cells,
@@ -74,15 +75,17 @@ def test_each_state_meets_each_ending_and_each_point_each_victim():
         assert len({cell.name for cell in cells}) == len(cells) == len(points) * len(Victim)
 
 
-def test_three_seeds_kill_every_victim_at_every_point_with_every_ending():
+def test_six_seeds_are_all_that_there_is():
     passings = read_passings(Course.START, START)
-    met = {
-        (c.passing.state, c.passing.point, c.victim, c.ending)
-        for seed in range(len(Ending))
-        for c in make_cells(passings, seed)
-    }
+    met = {cell.name for seed in range(6) for cell in make_cells(passings, seed)}
 
-    assert len(met) == len(passings) * len(Victim) * len(Ending)
+    assert len(met) == len(passings) * len(Victim) * len(Ending) * len(Kind)
+
+
+def test_a_state_of_two_points_meets_each_ending_with_each_kind():
+    passings = read_passings(Course.CANCEL, ["reshard.cancelling.before", "reshard.cancelling.after"])
+
+    assert {(c.ending, c.kind) for c in make_cells(passings)} == set(product(Ending, Kind))
 
 
 def test_a_few_cells_have_every_victim():

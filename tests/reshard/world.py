@@ -28,6 +28,7 @@ from tests.reshard.history import (
 )
 from tests.reshard.leftovers import check_owners, find_doubled, find_leftovers
 from tests.reshard.load import Reader, Writer, seed
+from tests.reshard.matrix import Kind
 from tests.support.dev import DevCluster
 from tests.support.waiting import wait_for
 from wire.ids import NsId, Slot, parse_ns_id, slot_of, system_ns
@@ -69,13 +70,20 @@ class World:
         """The namespace to which nobody writes."""
         return parse_ns_id(self.still.linked.root_ns)
 
-    def sides(self) -> tuple[str, str]:
-        """The shard that holds the slots by the map, and the other one."""
+    def sides(self, kind: Kind) -> tuple[str, str]:
+        """The shard that holds by the map what is to move, and the other one."""
         with self.connect(DIRECTORY) as conn:
-            rows = conn.execute("SELECT DISTINCT shard FROM shard_map WHERE slot = ANY(%s)", [self.slots])
-            held = [row[0] for row in rows]
-        assert len(held) == 1, f"the slots are on {held}"
-        return held[0], next(name for name in self.shard_names if name != held[0])
+            places = read_places(conn)
+        if kind is Kind.NAMESPACE:
+            held = places.of(self.loner)
+        else:
+            (held,) = {places.slots[slot] for slot in self.slots}
+        return held, next(name for name in self.shard_names if name != held)
+
+    @property
+    def loner(self) -> NsId:
+        """The namespace that moves by itself."""
+        return self.movers[0].root
 
     @property
     def shard_names(self) -> list[str]:
@@ -98,7 +106,8 @@ class World:
     def take_picture(self, heads: Mapping[NsId, int]) -> Picture:
         """What must not change, by the owners that the map names."""
         with self.connected() as (directory, shards):
-            owners = _owners_of(directory, shards, [self.still_root, *heads])
+            places = read_places(directory)
+            owners = {ns_id: shards[places.of(ns_id)] for ns_id in (self.still_root, *heads)}
             return take_picture(owners, [self.still_root], heads)
 
     def heads(self) -> dict[NsId, int]:
@@ -116,9 +125,9 @@ class World:
 
     def _judge_tables(self, before: Picture, findings: Findings) -> None:
         with self.connected() as (directory, shards):
-            owners = _owners_of(directory, shards, [writer.root for writer in self.writers])
+            places = read_places(directory)
             for writer in self.writers:
-                judge_journal(writer, owners[writer.root], findings)
+                judge_journal(writer, shards[places.of(writer.root)], findings)
         after = self.take_picture({ns_id: head for ns_id, (head, _) in before.prefixes.items()})
         findings.other += compare_pictures(before, after)
 
@@ -148,12 +157,25 @@ class World:
         return []
 
 
-def _owners_of(
-    directory: psycopg.Connection, shards: Mapping[str, psycopg.Connection], ns_ids: Sequence[NsId]
-) -> dict[NsId, psycopg.Connection]:
-    """The shard of each namespace by the map; none of them is placed by itself."""
-    placed = dict(directory.execute("SELECT slot, shard FROM shard_map").fetchall())
-    return {ns_id: shards[placed[slot_of(ns_id)]] for ns_id in ns_ids}
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which shard holds what, by the map."""
+
+    slots: Mapping[int, str]
+    alone: Mapping[int, str]
+    """Namespaces that are placed by themselves."""
+
+    def of(self, ns_id: NsId) -> str:
+        """The shard of a namespace."""
+        return self.alone.get(ns_id) or self.slots[slot_of(ns_id)]
+
+
+def read_places(directory: psycopg.Connection) -> Places:
+    """The map in force."""
+    return Places(
+        dict(directory.execute("SELECT slot, shard FROM shard_map").fetchall()),
+        dict(directory.execute("SELECT ns_id, shard FROM overrides").fetchall()),
+    )
 
 
 @asynccontextmanager
