@@ -30,7 +30,7 @@ from loadtest.move_ledger import Differences
 from loadtest.move_load import Holder, Tally, Writer
 from loadtest.move_members import choose_roles, link_members, read_on, seed
 from loadtest.move_requests import Asker
-from loadtest.move_rows import compare_journals
+from loadtest.move_rows import compare_journals, find_shards
 
 OUTPUT = Path("build/bench/move.json")
 ACCOUNTS = 24
@@ -109,13 +109,14 @@ async def run_all(cluster: Cluster, codes: Sequence[str], options: Options) -> F
         say(f"{options.rows:,} rows in {len(roles.moving)} namespaces of {roles.source}")
         await seed(asker, roles.moving, options.rows)
         holders = [Holder(asker, notifserver, member, tally) for member in roles.quiet]
-        course = Course(cluster, roles, asker, holders, tally, options.is_verified)
+        shards = find_shards(cluster)
+        course = Course(shards, roles, asker, holders, tally, options.is_verified)
         for member in roles.all:
             await read_on(asker, member, 0)
         say(f"{options.rate:g} commits a second, in batches of {options.batch}")
         times = await run_under_load(course, Writer(asker, roles, tally, options.batch), options)
         say("the journals")
-        found = await asyncio.to_thread(compare_journals, cluster, roles.all)
+        found = await asyncio.to_thread(compare_journals, cluster, shards, roles.all)
         return summarise(course, tally, times, found)
     finally:
         asker.close()

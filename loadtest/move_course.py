@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.commands import BIN, Cluster
+from loadtest.commands import BIN
 from loadtest.move_load import Holder, Tally
 from loadtest.move_members import Roles, renew
 from loadtest.move_requests import Asker
-from loadtest.move_rows import copy_plainly
+from loadtest.move_rows import Shards, copy_plainly
 
 Figures = dict[str, Any]
 
@@ -42,7 +42,7 @@ async def shardctl(*args: str) -> Any:
 class Course:
     """Copies there and back, each with its cutovers, and what they took."""
 
-    cluster: Cluster
+    shards: Shards
     roles: Roles
     asker: Asker
     holders: list[Holder]
@@ -61,7 +61,7 @@ class Course:
         for number in range(copies):
             print(f"--- copy {number + 1} of {copies}, {holder} to {heir}", flush=True)
             await renew(self.asker, self.roles.all)
-            rate = await asyncio.to_thread(copy_plainly, self.cluster, holder, heir, self.roles.slots)
+            rate = await asyncio.to_thread(copy_plainly, self.shards, holder, heir, self.roles.slots)
             self.plain_rows_per_s.append(rate)
             print(f"    plain COPY: {rate:,.0f} rows/s", flush=True)
             await self._move(heir, each)

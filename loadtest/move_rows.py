@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,14 +22,29 @@ MIN_SHARE = 0.01
 FETCH_ROWS = 10_000
 
 
-def copy_plainly(cluster: Cluster, holder: str, heir: str, slots: Sequence[Slot]) -> float:
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """How the shards' databases are reached, beside all servers."""
+
+    dsns: dict[str, str]
+    """By name; the password is in the file that PGPASSFILE names."""
+    psql: Path
+    """Of the servers' own version."""
+
+
+def find_shards(cluster: Cluster) -> Shards:
+    """The shards of a running cluster."""
+    dsns = {shard["name"]: shard["dsn"] for shard in cluster.ctl("shard", "list")["shards"]}
+    return Shards(dsns, Path(psutil.Process(cluster.pid(min(dsns))).exe()).with_name("psql"))
+
+
+def copy_plainly(shards: Shards, holder: str, heir: str, slots: Sequence[Slot]) -> float:
     """Rows per second of psql's COPY of the slots' rows to tables just like theirs, which are dropped then.
 
     Raises:
         RuntimeError: psql failed.
     """
-    dsns = cluster_dsns(cluster)
-    psql = Path(psutil.Process(cluster.pid(heir)).exe()).with_name("psql")
+    dsns, psql = shards.dsns, shards.psql
     ranges = [f"ns_id BETWEEN {system_ns(slot)} AND {make_ns_id(slot, MAX_COUNT)}" for slot in slots]
     condition = " OR ".join(ranges)
     counts = _count_rows(dsns[holder], condition)
@@ -86,17 +102,11 @@ def _pipe(writer: Sequence[str | Path], reader: Sequence[str | Path]) -> None:
         raise RuntimeError(f"could not run {shlex.join(map(str, reader))}")
 
 
-def cluster_dsns(cluster: Cluster) -> dict[str, str]:
-    """The shards' addresses; the password is in the file that PGPASSFILE names."""
-    return {shard["name"]: shard["dsn"] for shard in cluster.ctl("shard", "list")["shards"]}
-
-
-def compare_journals(cluster: Cluster, members: Sequence[Member]) -> Differences:
+def compare_journals(cluster: Cluster, shards: Shards, members: Sequence[Member]) -> Differences:
     """What is wrong with the journals of members, where the map says that they are."""
-    dsns = cluster_dsns(cluster)
     placed = cluster.ctl("map", "show")["slots"]
     found = Differences()
-    for name, dsn in dsns.items():
+    for name, dsn in shards.dsns.items():
         with psycopg.connect(dsn) as conn:
             for member in members:
                 if placed[member.slot][0] == name:
