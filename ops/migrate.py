@@ -24,6 +24,7 @@ from ops.errors import MigrationBusy, MigrationFailed, NoCluster
 from ops.migrate_messages import CONNECT_TIMEOUT_S, Applied, Failed, Message, MigrationJob, Planned
 from sharding.directory import Connection, list_shards
 from sharding.locks import MIGRATION_LOCK_CLASS
+from sharding.reshard.model import STREAMED
 
 DIRECTORY = "directory"
 LOCK_TIMEOUT_MS = 5_000
@@ -127,23 +128,37 @@ def migrate_databases(
 
     Raises:
         NoCluster: the directory cannot be reached.
-        MigrationBusy: another migration, or a move of slots, is under way.
+        MigrationBusy: another migration, or a move of slots, is under way, if only at rest.
     """
     options = options or MigrationOptions()
     progress = _one_at_a_time(progress)
-    with migration_lock(directory_dsn):
-        directory = _migrate_one(DIRECTORY, Tree.DIRECTORY, directory_dsn, options, progress)
+    with migration_lock(directory_dsn) as conn:
+        if not options.is_dry_run:
+            _check_nothing_streams(conn)
+        directory = migrate_one(DIRECTORY, Tree.DIRECTORY, directory_dsn, options, progress)
         if shards is None:
             shards = _recorded_shards(directory_dsn)
         results = [DatabaseResult(name, Tree.SHARD) for name in shards]
         if directory.status not in (MigrationStatus.FAILED, MigrationStatus.BUSY):
             with ThreadPoolExecutor(max(1, options.parallel)) as pool:
                 jobs = [
-                    pool.submit(_migrate_one, name, Tree.SHARD, dsn, options, progress)
+                    pool.submit(migrate_one, name, Tree.SHARD, dsn, options, progress)
                     for name, dsn in shards.items()
                 ]
                 results = [job.result() for job in jobs]
     return MigrationReport([directory, *results])
+
+
+def _check_nothing_streams(conn: Connection) -> None:
+    """Pass unless a move has streams, which a change of the tables would break; one at rest holds no lock."""
+    if conn.execute("SELECT to_regclass('moves')").fetchone() == (None,):
+        return
+    rows = conn.execute(
+        "SELECT move_id, state FROM moves WHERE state = ANY(%s) ORDER BY move_id", [sorted(STREAMED)]
+    ).fetchall()
+    if rows:
+        moves = ", ".join(f"{move_id} ({state})" for move_id, state in rows)
+        raise MigrationBusy(f"moves stream between shards: {moves}; complete or cancel each of them first")
 
 
 @contextmanager
@@ -212,9 +227,13 @@ def _one_at_a_time(progress: Progress) -> Progress:
     return guarded
 
 
-def _migrate_one(
-    name: str, tree: Tree, dsn: str, options: MigrationOptions, progress: Progress
+def migrate_one(
+    name: str, tree: Tree, dsn: str, options: MigrationOptions, progress: Progress = _silent
 ) -> DatabaseResult:
+    """What became of one database.
+
+    Tx: the caller holds the migration lock, if shared, or no server knows the database yet.
+    """
     started = time.monotonic()
     result = DatabaseResult(name, tree, applied=[])
     job = MigrationJob(tree, dsn, options.lock_timeout_ms, options.statement_timeout_ms, options.is_dry_run)
