@@ -9,10 +9,26 @@ import sys
 import psycopg
 import typer
 
-from ops.commands import alone, backup, blocks, cluster, dev, device, identity, keys, move, restore, user
+from ops.commands import (
+    alone,
+    backup,
+    blocks,
+    cluster,
+    dev,
+    device,
+    identity,
+    keys,
+    map,
+    move,
+    namespace,
+    restore,
+    shard,
+    user,
+)
 from ops.commands.doctor import doctor
 from ops.commands.migrate import migrate
-from ops.commands.shard import map_app, namespace_app, shard_app
+from ops.commands.plan import plan
+from ops.commands.rebalance import rebalance
 from ops.commands.top import top
 from ops.errors import (
     EXIT_BUSY,
@@ -43,11 +59,11 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(user.app, name="user")
 user.app.add_typer(identity.app, name="identity")
 app.add_typer(device.app, name="device")
-app.add_typer(shard_app, name="shard")
-app.add_typer(map_app, name="map")
-app.add_typer(namespace_app, name="namespace")
+app.add_typer(shard.app, name="shard")
+app.add_typer(map.app, name="map")
+app.add_typer(namespace.app, name="namespace")
 for command in (alone.move, alone.pin, alone.unpin):
-    namespace_app.command()(command)
+    namespace.app.command()(command)
 app.add_typer(move.app, name="move")
 app.add_typer(blocks.app, name="blocks")
 app.add_typer(backup.app, name="backup")
@@ -55,9 +71,17 @@ app.add_typer(restore.app, name="restore")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate)
 app.command()(doctor)
+app.command()(rebalance)
+app.command()(plan)
 app.command()(top)
 
-_MOVE_STATUS = {"not_found": EXIT_NOT_FOUND, "conflict": EXIT_CONFLICT, "busy": EXIT_BUSY}
+_MOVE_STATUS = {
+    "not_found": EXIT_NOT_FOUND,
+    "conflict": EXIT_CONFLICT,
+    "plan_refused": EXIT_CONFLICT,
+    "pin_unmet": EXIT_CONFLICT,
+    "busy": EXIT_BUSY,
+}
 _HTTP_CONFLICT = 409
 _HTTP_UNAVAILABLE = 503
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from ops.dev_setup import read_record
 from ops.errors import NoCluster
 from ops.layout import DevLayout, choose_data_dir
-from ops.ports import LOOPBACK
-from ops.postgres import ROLE, use_passfile
-from ops.specs import DIRECTORY, database_of
+from ops.postgres import use_passfile
+from ops.specs import DIRECTORY
 
 DIRECTORY_DSN_VARIABLE = "SHARDBOX_DIRECTORY_DSN"
 
@@ -31,4 +30,12 @@ def find_directory_dsn(data_dir: Path | None) -> str:
     except NoCluster as error:
         raise NoCluster(f"{error}; or set {DIRECTORY_DSN_VARIABLE}") from None
     use_passfile(layout.passfile)
-    return f"postgresql://{ROLE}@{LOOPBACK}:{record.ports[DIRECTORY]}/{database_of(DIRECTORY)}"
+    return record.dsn(DIRECTORY)
+
+
+def find_embedded(data_dir: Path | None) -> DevLayout | None:
+    """The files of the cluster, if it is an embedded one; None if it is that of SHARDBOX_DIRECTORY_DSN."""
+    if os.environ.get(DIRECTORY_DSN_VARIABLE) and data_dir is None:
+        return None
+    layout = DevLayout(choose_data_dir(data_dir))
+    return layout if layout.record_file.exists() else None

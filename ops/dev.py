@@ -15,7 +15,9 @@ from ops.dev_setup import (
     ensure_data_folders,
     ensure_keys,
     ensure_record,
+    read_record,
 )
+from ops.dev_shards import drop_removed, drop_shards, join_shards
 from ops.errors import ClusterBusy, DataLost, StartFailed
 from ops.files import locked, tail
 from ops.layout import CODE_ROOT, DevLayout, link_from_checkout
@@ -65,7 +67,7 @@ def up(
         layout: where it lies.
         say: told what is being done.
         metaservers: how many; None keeps the number, or takes the default for a new cluster.
-        shards: likewise; an existing cluster's number cannot be changed here.
+        shards: likewise; those that an existing cluster gets hold nothing until they are moved something.
         has_servers: whether more than the databases is wanted.
         is_archiving: whether the PostgreSQL servers archive their logs, from their next start on.
         pg_settings: more settings of PostgreSQL's, in force from its next start on.
@@ -85,27 +87,27 @@ def up(
         servers = [
             pg_server(layout, record, name, programs, user, pg_settings) for name in record.database_names
         ]
-        check_nothing_lost(layout, servers)
+        check_nothing_lost(layout, [server for server in servers if server.name not in record.joining])
         if record.is_archiving:
             ensure_archives(layout, record.database_names, user)
         if made := ensure_data_folders(layout, servers):
             version = f"{programs.major}.{programs.minor}"
             say(f"made {', '.join(made)}: PostgreSQL {version} ({programs.source}), as the user {user.name}")
         use_passfile(layout.passfile)
-        dsns = {server.name: server.dsn(database_of(server.name)) for server in servers}
         databases = [postgres_spec(server) for server in servers]
         wanted = databases.copy()
         if has_servers:
-            wanted += [*server_specs(layout, record, dsns[DIRECTORY]), *read_demo_specs(layout)]
+            wanted += [*server_specs(layout, record, record.dsn(DIRECTORY)), *read_demo_specs(layout)]
         running = find_marked(layout.mark_prefix)
         # Servers that run go on; the others wait until their databases are migrated.
         ask_for(layout, [spec for spec in wanted if spec in databases or spec.name in running], say)
         wait_until_ready(layout, {server.name: server.is_ready for server in servers})
         if record.is_archiving:
             _say_who_does_not_archive(servers, say)
-        _prepare_databases(servers, dsns, say)
+        _prepare_databases(record, servers, say)
         layout.whole_file.touch()
-        ask_for(layout, wanted, say)
+        record = drop_removed(layout, join_shards(layout, record, say), say)
+        ask_for(layout, [spec for spec in wanted if spec.name not in record.removed], say)
         if has_servers:
             say("waiting for the servers")
         wait_until_ready(layout, {s.name: _probe_of(s.url) for s in wanted if s.url is not None})
@@ -168,20 +170,31 @@ def exclusive(layout: DevLayout, say: Say) -> Iterator[None]:
         yield
 
 
-def _prepare_databases(servers: list[PgServer], dsns: dict[str, str], say: Say) -> None:
-    """Create, migrate and record the databases, as far as that has not been done."""
+def _prepare_databases(record: ClusterRecord, servers: list[PgServer], say: Say) -> None:
+    """Create the databases, and migrate and record those of the cluster, as far as that has not been done."""
     for server in servers:
         server.ensure_database(database_of(server.name))
-    shards = {name: dsn for name, dsn in dsns.items() if name != DIRECTORY}
-    trees = {name: Tree.DIRECTORY if name == DIRECTORY else Tree.SHARD for name in dsns}
-    if not all(is_current(dsn, trees[name]) for name, dsn in dsns.items()):
-        report = migrate_databases(dsns[DIRECTORY], shards)
+    directory = record.dsn(DIRECTORY)
+    shards = {name: record.dsn(name) for name in record.member_names}
+    are_current = [is_current(dsn, Tree.SHARD) for dsn in shards.values()]
+    if not all((is_current(directory, Tree.DIRECTORY), *are_current)):
+        report = migrate_databases(directory, shards)
         report.raise_for_failures()
         say(f"migrated {', '.join(result.name for result in report.databases if result.applied)}")
     try:
-        create_cluster(dsns[DIRECTORY], [(name, dsn, 1) for name, dsn in shards.items()], EMBEDDED_SLOTS)
+        create_cluster(directory, [(name, dsn, 1) for name, dsn in shards.items()], EMBEDDED_SLOTS)
     except DirectoryLost as error:
         raise DataLost(f"{error}: run `shardctl restore directory`") from error
+
+
+def stop_shard(layout: DevLayout, name: str, say: Say) -> None:
+    """Let the server of a shard that was removed run no more; its data stay."""
+    with exclusive(layout, say):
+        record = drop_shards(layout, read_record(layout), [name])
+        specs = read_specs(layout)
+        if name in record.removed and specs.pop(name, None) is not None:
+            ask_for(layout, list(specs.values()), say)
+            say(f"the server of {name} stops; nothing needs its data in {layout.postgres / name} any more")
 
 
 # ---- The supervisor

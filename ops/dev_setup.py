@@ -59,7 +59,7 @@ def ensure_record(
     """The cluster's record, made or brought up to the options; None keeps what is.
 
     Raises:
-        UsageError: shards cannot be added or removed here.
+        UsageError: there are more shards than that already.
     """
     try:
         former = read_record(layout)
@@ -67,13 +67,18 @@ def ensure_record(
         former = ClusterRecord(
             metaserver_count=DEFAULT_METASERVERS, shard_count=shards or DEFAULT_SHARDS, ports={}
         )
-    if shards not in (None, former.shard_count):
+    more = 0 if shards is None else shards - len(former.shard_names)
+    if more < 0:
         raise UsageError(
-            f"this cluster was made with {former.shard_count} shards, which `dev up` does not change"
+            f"this cluster has the shards {', '.join(former.shard_names)}: to have fewer, empty one"
+            " (`shardctl shard drain`, `shardctl rebalance`) and remove it (`shardctl shard remove`)"
         )
+    count = former.shard_count + more
     record = msgspec.structs.replace(
         former,
         metaserver_count=metaservers or former.metaserver_count,
+        shard_count=count,
+        joining=[*former.joining, *(f"shard-{i}" for i in range(former.shard_count + 1, count + 1))],
         is_archiving=former.is_archiving if is_archiving is None else is_archiving,
     )
     missing = [name for name in record.process_names if name not in record.ports]

@@ -11,7 +11,7 @@ from ops.backup.archive import archive_settings
 from ops.layout import CODE_ROOT, DevLayout
 from ops.osuser import OsUser
 from ops.ports import LOOPBACK
-from ops.postgres import PgServer
+from ops.postgres import ROLE, PgServer
 from ops.processes import PRIVATE_UMASK
 from ops.programs import PgPrograms
 
@@ -72,15 +72,26 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     metaserver_count: int
     shard_count: int
+    """How many shards there have ever been: a name is not given twice."""
     ports: dict[str, int]
     """By process name."""
     is_archiving: bool = False
     """Whether the PostgreSQL servers archive their logs into the folder of the backups."""
+    joining: list[str] = []
+    """Shards that came later, until the directory has them."""
+    removed: list[str] = []
+    """Shards that the directory has no more."""
 
     @property
     def shard_names(self) -> list[str]:
-        """shard-1, shard-2, …"""
-        return [f"shard-{i}" for i in range(1, self.shard_count + 1)]
+        """shard-1, shard-2, …; those that were removed are left out."""
+        names = [f"shard-{i}" for i in range(1, self.shard_count + 1)]
+        return [name for name in names if name not in self.removed]
+
+    @property
+    def member_names(self) -> list[str]:
+        """The shards that the directory is to have already."""
+        return [name for name in self.shard_names if name not in self.joining]
 
     @property
     def metaserver_names(self) -> list[str]:
@@ -105,6 +116,10 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     def url(self, name: str) -> str:
         """Where an HTTP server is reached."""
         return f"http://{LOOPBACK}:{self.ports[name]}"
+
+    def dsn(self, name: str) -> str:
+        """The address of a PostgreSQL server's database, without the password."""
+        return f"postgresql://{ROLE}@{LOOPBACK}:{self.ports[name]}/{database_of(name)}"
 
 
 def database_of(name: str) -> str:

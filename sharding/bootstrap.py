@@ -55,13 +55,20 @@ def _check_are_new(infos: Sequence[ShardInfo]) -> None:
             raise DirectoryLost(f"the directory is empty, and {info.name} belongs to cluster {row[0]}")
 
 
-def _write_shard(conn: Connection, shard_map: ShardMap, name: str) -> None:
-    # The shards by themselves can tell what a lost directory held (`shardctl restore directory`).
+def sign_shard(conn: Connection, shard_map: ShardMap, name: str) -> None:
+    """Write on a shard whose it is; what it says already stays.
+
+    The shards by themselves can then tell what a lost directory held (`shardctl restore directory`).
+    """
     conn.execute(
         "INSERT INTO local.cluster (id, cluster_id, slot_count, shard) VALUES (1, %s, %s, %s)"
         " ON CONFLICT DO NOTHING",
         [shard_map.cluster_id, shard_map.slot_count, name],
     )
+
+
+def _write_shard(conn: Connection, shard_map: ShardMap, name: str) -> None:
+    sign_shard(conn, shard_map, name)
     if shard_map.version > 1:  # made by moves and restores, which write ownership themselves
         return
     rows = [

@@ -2,6 +2,9 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import LiteralString
 
 import msgspec
 import psycopg
@@ -40,6 +43,20 @@ class ShardDiffers(Exception):
 
 class ShardInUse(Exception):
     """Something still refers to a shard; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapChange:
+    """A placement that came with a version of the map. Versions without one brought or took shards."""
+
+    map_version: int
+    at: datetime
+    key: NsId
+    """A slot's system namespace, or a namespace."""
+    shard: str | None
+    """None: the namespace is no longer placed by itself."""
+    epoch: int | None
+    move_id: int | None
 
 
 async def load_map(conn: AsyncConnection) -> ShardMap:
@@ -145,7 +162,17 @@ def delete_shard(conn: Connection, name: str) -> bool:
     return True
 
 
-_USES = """
+def list_map_changes(conn: Connection, limit: int) -> list[MapChange]:
+    """The last changes of placements, newest first."""
+    rows = conn.execute(
+        "SELECT map_version, at, key, shard, epoch, move_id FROM map_history"
+        " ORDER BY map_version DESC LIMIT %s",
+        [limit],
+    ).fetchall()
+    return [MapChange(r[0], r[1], NsId(r[2]), r[3], r[4], r[5]) for r in rows]
+
+
+_USES: LiteralString = """
 SELECT (SELECT count(*) FROM shard_map WHERE shard = %(name)s),
        (SELECT count(*) FROM overrides WHERE shard = %(name)s),
        (SELECT count(*) FROM pins WHERE shard = %(name)s),

@@ -13,7 +13,7 @@ from ops.errors import EXIT_CONFLICT, OpsError, UsageError
 from ops.migrate import migrate_databases
 from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.session import CONNECT_TIMEOUT_S
-from ops.specs import DIRECTORY, EVERY_SERVER
+from ops.shards import check_shard_name
 from sharding.bootstrap import DirectoryLost, create_cluster
 from wire.ids import MAX_SLOTS
 
@@ -111,8 +111,6 @@ def parse_shard(text: str) -> tuple[str, str]:
         UsageError: not NAME=DSN, or a name that stands for something else.
     """
     name, equals, dsn = text.partition("=")
-    if not name or not equals or not dsn or not name.replace("-", "").isalnum() or "://" in name:
+    if not name or not equals or not dsn or "://" in name:
         raise UsageError(f"not NAME=DSN: {text!r}")
-    if name in (DIRECTORY, EVERY_SERVER):
-        raise UsageError(f"no shard can be called {name!r}: commands mean something else by it")
-    return name, dsn
+    return check_shard_name(name), dsn

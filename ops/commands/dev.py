@@ -38,7 +38,8 @@ def up(
     data_dir: DataDirOption = None,
     metaservers: Annotated[int | None, typer.Option(min=1, max=64, help="How many. Default: 2.")] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, max=16, help="How many, when the cluster is made. Default: 2.")
+        int | None,
+        typer.Option(min=1, max=16, help="How many. Default: 2. More than there are join, and hold nothing."),
     ] = None,
     databases_only: Annotated[
         bool, typer.Option("--databases-only", help="Leave the servers to a debugger of yours.")

@@ -1,10 +1,13 @@
 """What a plan of moves is made from. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from sharding.reshard.errors import MoveError
-from sharding.shardmap import Pin, ShardInfo, ShardMap
+from sharding.shardmap import Pin, ShardInfo, ShardMap, ShardState
+from wire.errors import NotFound
 from wire.ids import NsId, Slot, slot_of, system_ns
 
 
@@ -80,3 +83,18 @@ class Situation:
         """The shard that has a namespace."""
         own = self.shard_map.overrides.get(ns_id)
         return own.shard if own is not None else self.slot_holder(slot_of(ns_id))
+
+
+def with_state(situation: Situation, name: str, state: ShardState) -> Situation:
+    """The same with one shard in another state.
+
+    Raises:
+        NotFound: there is no such shard.
+        PlanRefused: no shard is in service then.
+    """
+    infos = situation.shard_map.shards
+    if name not in infos:
+        raise NotFound(f"there is no shard {name!r}")
+    changed = msgspec.structs.replace(infos[name], state=state)
+    shard_map = msgspec.structs.replace(situation.shard_map, shards=infos | {name: changed})
+    return replace(situation, shard_map=shard_map)

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "scrub.": "tests/integration/ops/test_scrub.py",
     "ops.keys.": "tests/integration/ops/test_rotation.py",
     "ops.passwords.": "tests/integration/ops/test_rotation.py",
+    "ops.shard.": "tests/integration/ops/test_shards.py",
 }
 """Steps of operators' commands, of expiry, mending, lost races, and stores with addresses of their own, which
 nothing here takes, and the tests that cut each of them."""
