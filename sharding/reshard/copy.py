@@ -130,7 +130,6 @@ def _copy_part(reading: Connection, writing: Connection, table: Table, part: Uni
             for rows, piece in outgoing.pieces(tally.wait):
                 tally.add(table.name, rows, len(piece))
                 incoming.write(piece)
-        tally.add(table.name, -1, 0)  # the message that ended it
         if cursor.rowcount != outgoing.rows:
             # Rolls back what was written.
             raise CopyFailed(f"of ns.{table.name} {outgoing.rows} rows were read, {cursor.rowcount} written")
@@ -150,23 +149,24 @@ class _CopyOut:
             raise error_from_result(begun)
 
     def pieces(self, wait: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-        """Pieces of the stream, each with how many messages it is: one for each row, and one that ends them.
+        """Pieces of the stream, each with how many rows it is of.
+
+        The server sends each row as a message of its own, and then one more that ends them.
 
         Args:
-            wait: is called with that number before each piece, and while there is nothing to read.
+            wait: is called with the rows of each piece before it, and with 0 while there is nothing to read.
         """
         parts: list[memoryview] = []
         size = 0
         while (part := self._next(wait)) is not None:
-            parts.append(part)
-            size += len(part)
             if size >= PIECE_BYTES or len(parts) >= PIECE_ROWS:
                 wait(len(parts))
                 yield len(parts), b"".join(parts)
                 parts, size = [], 0
-        if parts:
-            wait(len(parts))
-            yield len(parts), b"".join(parts)
+            parts.append(part)
+            size += len(part)
+        wait(len(parts) - 1)
+        yield len(parts) - 1, b"".join(parts)
 
     def _next(self, wait: Callable[[int], None]) -> memoryview | None:
         """What the server sent next; None when it has sent all."""

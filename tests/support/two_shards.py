@@ -129,8 +129,9 @@ def put_journal(conn: Connection, ns_id: NsId, jids: range) -> None:
     conn.execute(
         "INSERT INTO ns.server_file_journal (ns_id, jid, entry_id, parent_id, at_us, op, kind, is_deleted,"
         " name, device, content_hash)"
-        " SELECT %s, j, j %% 10 + 1, 0, 1700000000000000 + j, 'c', 'f', false, repeat('é', 1 + j %% 60) || j,"
-        " CASE j %% 2 WHEN 0 THEN '\\x00ff'::bytea END, sha256(j::text::bytea)"
+        " SELECT %s, j, j %% 10 + 1, 0, 1700000000000000 + j, 'c', 'f', false,"
+        " repeat('é', (1 + j %% 60)::int) || j, CASE j %% 2 WHEN 0 THEN '\\x00ff'::bytea END,"
+        " sha256(j::text::bytea)"
         " FROM generate_series(%s::bigint, %s::bigint) j",
         [ns_id, jids.start, jids.stop - 1],
     )
@@ -164,3 +165,45 @@ def open_transaction(site: Site) -> psycopg.Connection:
     conn.execute("BEGIN")
     conn.execute("SELECT pg_current_xact_id()")
     return conn
+
+
+def fill(conn: Connection, ns_ids: Sequence[NsId], jids: range = range(1, 30)) -> None:
+    """Rows in namespaces, in tables of each kind: with nulls, with arrays, and with references."""
+    put_namespaces(conn, ns_ids)
+    for ns_id in ns_ids:
+        put_journal(conn, ns_id, jids)
+        conn.execute(
+            "INSERT INTO ns.upload_sessions (ns_id, session_id, account_id, parent_id, file_name, file_size,"
+            " content_hash, expires_at)"
+            " SELECT %s, decode(lpad(i::text, 32, '0'), 'hex'), 'a', 0, 'f', 1, ''::bytea, now()"
+            " FROM generate_series(1, 6) i",
+            [ns_id],
+        )
+        conn.execute(
+            "INSERT INTO ns.upload_targets (ns_id, session_id, hash, generation, size)"
+            " SELECT ns_id, session_id, sha256(i::text::bytea), ''::bytea, 1 FROM ns.upload_sessions,"
+            " generate_series(1, 2) i WHERE ns_id = %s",
+            [ns_id],
+        )
+        conn.execute(
+            "INSERT INTO ns.blocks (ns_id, hash, generation, size)"
+            " SELECT %s, sha256(i::text::bytea), ''::bytea, 1 FROM generate_series(1, 5) i",
+            [ns_id],
+        )
+        conn.execute(
+            "INSERT INTO ns.block_claims (ns_id, hash, claimant_ns_id, claim_id)"
+            " SELECT ns_id, hash, ns_id, '\\x01' FROM ns.blocks WHERE ns_id = %s",
+            [ns_id],
+        )
+
+
+def count_all(conn: Connection, tables: Sequence[Table]) -> int:
+    """The rows of all tables, whosever they are."""
+    total = 0
+    for table in tables:
+        row = conn.execute(
+            sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier("ns", table.name))
+        ).fetchone()
+        assert row is not None
+        total += row[0]
+    return total
