@@ -16,7 +16,7 @@ from ops.output import say
 from sharding.reshard.cleanup import DeleteProgress
 from sharding.reshard.copy import CopyProgress
 from sharding.reshard.fence import CutoverTimes
-from sharding.reshard.model import Goal, Move, MoveState, Unit, namespace_unit, slot_unit
+from sharding.reshard.model import RESTING, Goal, Move, MoveState, Unit, namespace_unit, slot_unit
 from sharding.reshard.runner import Entered, Event, MoveRunner, Progressed, RunReport
 from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
@@ -253,7 +253,7 @@ class MoveDisplay:
         with self._lock:
             match event:
                 case Entered(move):
-                    self._say(move.move_id, f"{move.state}")
+                    self._say(move.move_id, f"{move.state}", is_at_rest=move.state in RESTING)
                 case Progressed(move, CopyProgress() as progress):
                     self._advance(move, progress)
                 case Progressed():
@@ -261,14 +261,24 @@ class MoveDisplay:
                 case _:
                     self._say(event.move_id, f"waits: {event.because}")
 
-    def _say(self, move_id: int, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Show a line that is of no single move; from whichever thread."""
+        with self._lock:
+            if self._bars is None:
+                say(text)
+            else:
+                self._bars.console.print(text)
+
+    def _say(self, move_id: int, text: str, *, is_at_rest: bool = False) -> None:
         line = f"move {move_id}: {text}"
         if self._bars is None:
             say(line)
-        elif move_id in self._tasks:
-            self._bars.update(self._tasks[move_id], description=line)
-        else:
+            return
+        if move_id not in self._tasks:
             self._tasks[move_id] = self._bars.add_task(line, total=None, rate="")
+        self._bars.update(self._tasks[move_id], description=line, rate="")
+        if is_at_rest:
+            self._bars.update(self._tasks[move_id], total=1, completed=1)  # full, and no longer in motion
 
     def _advance(self, move: Move, progress: CopyProgress) -> None:
         if self._bars is None or move.move_id not in self._tasks:

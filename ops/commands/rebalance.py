@@ -1,5 +1,6 @@
 """`shardctl rebalance`: the plan, carried out."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,12 +10,12 @@ from ops.commands.dev import DataDirOption
 from ops.commands.plan import ByOption
 from ops.errors import EXIT_FAILURE
 from ops.moves import MoveDisplay, stop_on_signals
-from ops.output import OutputFormat, OutputOption, print_table, say, show
+from ops.output import OutputFormat, OutputOption, print_table, show
 from ops.planning import print_plan, report_plan
 from ops.rebalance import Rebalance, RebalanceReport
 from ops.survey import Weighing, survey
 from sharding.reshard.model import Goal, MoveOptions, Throttle
-from sharding.reshard.planner import Plan, plan_moves
+from sharding.reshard.planner import plan_moves
 
 _DEFAULT = MoveOptions()
 MAX_PARALLEL = 16
@@ -47,7 +48,8 @@ def rebalance(
 ) -> None:
     """Carry out the plan: bring every shard within its bounds, empty those that drain, heed the pins.
 
-    Goes on with moves that an earlier run began. Exit status 1 when a move failed, or something is left.
+    Goes on with moves that were begun before, unless they are paused; with --auto also with those that are
+    ready. Exit status 1 when a move failed, or something is left.
     """
     directory = find_directory_dsn(data_dir)
     surveyed = survey(directory, by)
@@ -57,29 +59,54 @@ def rebalance(
         return
     if output is OutputFormat.TEXT:
         print_plan(planned)
-
-    def make_plan() -> Plan:
-        return plan_moves(survey(directory, by).situation)
-
+        sys.stdout.flush()  # what comes next goes to stderr, which may be the same file
     options = MoveOptions(
         quarantine_s=quarantine,
         throttle=Throttle(max_lag_bytes=max_lag_mb << 20, max_commit_ms=max_commit_ms),
     )
     goal = Goal.COMPLETED if auto else Goal.READY
     with stop_on_signals() as stop, MoveDisplay() as display:
-        report = Rebalance(directory, make_plan, options, goal, max_parallel, display.show, stop).run()
+        report = Rebalance(
+            directory_dsn=directory,
+            look=lambda: survey(directory, by).situation,
+            options=options,
+            goal=goal,
+            max_parallel=max_parallel,
+            on_event=display.show,
+            tell=display.tell,
+            stop=stop,
+        ).run()
     show(report, output, lambda: _print(report, is_auto=auto))
     if not report.is_done:
         raise typer.Exit(EXIT_FAILURE)
 
 
 def _print(report: RebalanceReport, *, is_auto: bool) -> None:
-    print_table(
-        ["move", "state", "from", "to", "units", "error"],
-        [(m.move_id, m.state, m.source, m.target, len(m.units), m.error) for m in report.moves],
-    )
-    print(f"\n{report.moved_share:.1%} of the data moved")
+    if report.moves:
+        print()
+        print_table(
+            ["move", "state", "from", "to", "units", "rows copied", "longest cutover ms", "error"],
+            [
+                (
+                    m.move_id,
+                    m.state,
+                    m.source,
+                    m.target,
+                    len(m.units),
+                    None if m.copied is None else f"{m.copied.rows:,}",
+                    max((c.total_ms for c in m.cutovers), default=None),
+                    m.error,
+                )
+                for m in report.moves
+            ],
+        )
+        print()
     if report.left:
-        say(f"{report.left} moves are left: see the errors, and run it again")
+        print(f"{report.left} moves are left: see the errors, and run it again")
     elif not is_auto and report.moves:
-        say("each is ready: `shardctl move switch ID`, `shardctl move complete ID`; or `rebalance --auto`")
+        print(
+            f"{report.moved_share:.1%} of the data is on both shards; nothing has switched."
+            " Go on by `shardctl rebalance --auto`, or by `shardctl move switch ID` and `complete ID`"
+        )
+    elif report.moves:
+        print(f"{report.moved_share:.1%} of the data moved")
