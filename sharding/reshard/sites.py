@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sharding.directory import Connection
 
@@ -65,10 +65,14 @@ class Site:
 
         The password is the one that libpq finds for the address here, by PGPASSFILE or the like.
         """
+        address = self.replication_dsn or self.dsn
         with self.connect() as conn:
             password = conn.pgconn.password.decode()
+            # An address without a user is about this process's; the subscriber's server has another one.
+            user = conninfo_to_dict(address).get("user", conn.info.user)
         return make_conninfo(
-            self.replication_dsn or self.dsn,
+            address,
+            user=user,
             password=password or None,
             connect_timeout=CONNECT_TIMEOUT_S,
             keepalives_idle=5,
