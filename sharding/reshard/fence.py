@@ -122,7 +122,7 @@ def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str
     for attempt in range(1, FENCE_TRIES + 1):
         try:
             with owner.transaction():
-                owner.execute(_SET_LOCK_TIMEOUT, [f"{LOCK_TIMEOUT_MS}ms"])
+                owner.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
                 owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
                 # A later statement than the lock's, so that it sees all that was committed before.
                 fenced = owner.execute(_FENCE, [epoch + 1, successor, epoch + 1, unit.key, epoch])
@@ -171,6 +171,18 @@ def abort(owner: Connection, heir: Connection, unit: Unit, epoch: int) -> int | 
     if mine is None or mine.state is not OwnershipState.ACTIVE:
         raise MoveConflict(f"{unit.name} is owned by neither side; `shardctl doctor` tells more")
     return mine.epoch
+
+
+def unfence(owner: Connection, unit: Unit, fenced_at: int, epoch: int) -> None:
+    """Make a shard the owner again, at a new epoch, of what it had been fenced from and nobody else can take.
+
+    Raises:
+        MoveConflict: it is not fenced at that epoch any more.
+    """
+    if owner.execute(_UNFENCE_AT, [epoch, unit.key, fenced_at]).rowcount != 1:
+        found = find_ownership(owner, unit.key)
+        if found is None or found.state is not OwnershipState.ACTIVE:
+            raise MoveConflict(f"{unit.name} is not fenced at epoch {fenced_at} any more")
 
 
 def cut_over(
@@ -236,7 +248,10 @@ def describe_holders(conn: Connection, slot: Slot) -> str:
     return "; ".join(texts) or "nobody holds the lock any more"
 
 
-_SET_LOCK_TIMEOUT: LiteralString = "SELECT set_config('lock_timeout', %s, true)"
+# The second one for a runner that stands still, or whose machine is gone: its server then ends the transaction.
+_SET_TIMEOUTS: LiteralString = (
+    "SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true)"
+)
 _LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, %s)"
 _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 _FENCE: LiteralString = (
@@ -253,6 +268,10 @@ _RAISE_HEIR: LiteralString = (
 _UNFENCE: LiteralString = (
     "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"
     " WHERE ns_id = %s AND (state = 'a' AND epoch = %s OR state = 'f' AND epoch = %s)"
+)
+_UNFENCE_AT: LiteralString = (
+    "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"
+    " WHERE ns_id = %s AND state = 'f' AND epoch = %s"
 )
 # A prepared transaction holds its locks under no pid, and its number stands in `virtualtransaction`.
 _HOLDERS: LiteralString = (
