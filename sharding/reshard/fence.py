@@ -248,7 +248,7 @@ def describe_holders(conn: Connection, slot: Slot) -> str:
     return "; ".join(texts) or "nobody holds the lock any more"
 
 
-# The second one for a runner that stands still, or whose machine is gone: its server then ends the transaction.
+# The second is for a runner that stands still, or whose machine is gone: the server ends the transaction.
 _SET_TIMEOUTS: LiteralString = (
     "SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true)"
 )
