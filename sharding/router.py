@@ -127,14 +127,13 @@ class Router:
         return groups
 
     def learn(self, key: NsId, successor: Placement) -> bool:
-        """Believe what an ownership row names as its successor; whether there is somewhere new to ask.
+        """Believe what an ownership row names as its successor, if it is news; whether it is believed now.
 
         Forgotten once the map has caught up. Of a shard that the map does not know yet nothing is learned.
         """
-        if successor.shard not in self._pools or self.placement(key).epoch >= successor.epoch:
-            return False
-        self._learned[key] = successor
-        return True
+        if successor.shard in self._pools and self.placement(key).epoch < successor.epoch:
+            self._learned[key] = successor
+        return self.placement(key) == successor
 
     def forget(self, key: NsId) -> None:
         """Believe the map again, and what the shard that it names tells."""

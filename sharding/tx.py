@@ -272,7 +272,7 @@ class Transactions:
                 # Nobody waits for the directory: a successor is asked at once whether it owns by now, and
                 # the map comes in a few milliseconds, if it has changed at all.
                 is_led = error.successor is not None and self.router.learn(error.key, error.successor)
-                if error.successor is None and backoff_s >= DOUBT_BACKOFF_S:
+                if not is_led and backoff_s >= DOUBT_BACKOFF_S:
                     self.router.forget(error.key)
                 self.router.refresh_soon()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:

@@ -50,8 +50,9 @@ async def test_only_news_are_learned(router: Router):
     await router._apply(make_map(1, Placement("one", 3)))
     assert not router.learn(SLOT, Placement("two", 3))
     assert not router.learn(SLOT, Placement("unheard of", 4))
+    assert router._learned == {}
     assert router.learn(SLOT, Placement("two", 5))
-    assert not router.learn(SLOT, Placement("two", 5))
+    assert router.learn(SLOT, Placement("two", 5))  # known already: another request was there first
     assert not router.learn(SLOT, Placement("three", 4))
     assert router.placement(ALONE) == Placement("two", 5)
     with pytest.raises(NotFound):
@@ -92,6 +93,15 @@ async def test_a_homecoming_that_its_slot_tells_before_the_map(router: Router):
     assert router.learn(ALONE, Placement("two", 4))
     assert router.learn(SLOT, Placement("one", 5))
     assert router.placement(ALONE) == Placement("one", 5)
+
+
+async def test_what_is_forgotten_of_a_namespace_is_forgotten_of_its_slot(router: Router):
+    await router._apply(make_map(1, Placement("one", 3)))
+    assert router.learn(SLOT, Placement("two", 4))
+    assert router.learn(ALONE, Placement("three", 5))
+    router.forget(ALONE)
+    assert router.placement(ALONE) == Placement("one", 3)
+    assert router.placement(BESIDE) == Placement("one", 3)
 
 
 async def test_an_older_map_changes_nothing(router: Router):
