@@ -104,6 +104,30 @@ def rehearse(owner: Connection, heir: Connection, unit: Unit, writer: str) -> fl
             return took_s
 
 
+def lock_slot(conn: Connection, slot: Slot) -> None:
+    """Hold a slot's writers off until the transaction ends; they queue behind a slower one only shortly.
+
+    Raises:
+        FenceHeld: a writer did not end in time, several times over; it is named.
+
+    Tx: the caller's; what is to see all that was committed before has to be a later statement.
+    """
+    for attempt in range(1, FENCE_TRIES + 1):
+        try:
+            with conn.transaction():
+                conn.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
+                conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
+                return
+        except psycopg.errors.LockNotAvailable:
+            if attempt == FENCE_TRIES:
+                raise FenceHeld(
+                    f"writers of slot {slot} in {conn.info.dbname} at {conn.info.host}:{conn.info.port} did"
+                    f" not let go within {LOCK_TIMEOUT_MS} ms, {FENCE_TRIES} times:"
+                    f" {describe_holders(conn, slot)}"
+                ) from None
+            time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
+
+
 def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str) -> int:
     """Take a unit from its owner; the number of the marker behind its last write.
 

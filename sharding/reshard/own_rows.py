@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from typing import LiteralString
 
 from sharding.directory import Connection
-from sharding.locks import SLOT_LOCK_CLASS
 from sharding.reshard.errors import MoveConflict, MoveRefused
-from sharding.reshard.fence import find_ownership
+from sharding.reshard.fence import find_ownership, lock_slot
 from sharding.reshard.model import Unit
 from sharding.shardmap import OwnershipState, Placement
 from wire.ids import NsId, slot_of, system_ns
-
-_LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, %s)"
 
 
 def expect_unit(target: Connection, unit: Unit, epoch: int, away: Mapping[NsId, Placement]) -> None:
@@ -32,7 +29,7 @@ def expect_unit(target: Connection, unit: Unit, epoch: int, away: Mapping[NsId, 
         MoveRefused: the target says that it owns the unit.
     """
     with target.transaction():
-        target.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(unit.key)])
+        lock_slot(target, slot_of(unit.key))
         found = find_ownership(target, unit.key)
         if found is not None and found.state in (OwnershipState.ACTIVE, OwnershipState.FENCED):
             raise MoveRefused(f"the target has {unit.name} as {found.state.name.lower()} already: run doctor")
@@ -62,7 +59,7 @@ def forget_unit(conn: Connection, unit: Unit) -> None:
     Of a namespace whose slot is here, nothing: without its row it would count as the slot's.
     """
     with conn.transaction():
-        conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(unit.key)])
+        lock_slot(conn, slot_of(unit.key))
         slot_row = find_ownership(conn, system_ns(slot_of(unit.key)))
         if unit.is_slot or slot_row is None or slot_row.state is OwnershipState.GONE:
             conn.execute(_FORGET, [unit.first, unit.last])
@@ -71,7 +68,7 @@ def forget_unit(conn: Connection, unit: Unit) -> None:
 def forget_away(conn: Connection, unit: Unit) -> None:
     """Delete what says of a slot's namespaces that they are elsewhere: the slot is elsewhere itself."""
     with conn.transaction():
-        conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(unit.key)])
+        lock_slot(conn, slot_of(unit.key))
         conn.execute(_FORGET_AWAY, [unit.first, unit.last])
 
 
@@ -87,7 +84,7 @@ def take_out(owner: Connection, ns_id: NsId, at_least: int) -> int:
         MoveConflict: the shard does not own it.
     """
     with owner.transaction():
-        owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(ns_id)])
+        lock_slot(owner, slot_of(ns_id))
         own = find_ownership(owner, ns_id)
         if own is not None and own.state is OwnershipState.ACTIVE:
             return own.epoch
@@ -110,7 +107,7 @@ def bring_home(owner: Connection, ns_id: NsId) -> int:
         MoveConflict: it is not owned here, or its slot is not.
     """
     with owner.transaction():
-        owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot_of(ns_id)])
+        lock_slot(owner, slot_of(ns_id))
         slot_key = system_ns(slot_of(ns_id))
         own, slot_row = find_ownership(owner, ns_id), find_ownership(owner, slot_key)
         if slot_row is None or slot_row.state is not OwnershipState.ACTIVE:
