@@ -152,8 +152,12 @@ def write_directory(directory_dsn: str, found: Found, tell: Tell, *, is_dry_run:
                 [found.cluster_id, found.slot_count, version],
             )
             cursor.executemany(
-                "INSERT INTO shards (name, dsn, weight, labels) VALUES (%s, %s, %s, %s)",
-                [(s.name, s.dsn, s.weight, Jsonb(s.labels)) for s in found.shards.values()],
+                "INSERT INTO shards (name, dsn, weight, labels, state, replication_dsn)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                [
+                    (s.name, s.dsn, s.weight, Jsonb(s.labels), s.state.value, s.replication_dsn)
+                    for s in found.shards.values()
+                ],
             )
             cursor.executemany(
                 "INSERT INTO shard_map (slot, shard, epoch) VALUES (%s, %s, %s)",

@@ -131,7 +131,7 @@ def restore_embedded_directory(
         specs |= {n: postgres_spec(server) for n, server in needed.items() if n not in specs}
         ask_for(layout, list(specs.values()), tell)
         wait_until_ready(layout, {n: server.is_ready for n, server in needed.items()})
-        dsns = {n: servers[n].dsn(database_of(n)) for n in record.shard_names}
+        dsns = {n: servers[n].dsn(database_of(n)) for n in record.member_names}
         found = ask_shards(dsns, newest_map(kept_maps(layout)), without)
         dsn = directory.dsn(database_of(DIRECTORY))
         if not is_dry_run:
