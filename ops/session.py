@@ -99,10 +99,19 @@ def load_map(directory_dsn: str) -> ShardMap:
         NoCluster: the directory does not answer, or holds no cluster.
     """
     with connect_directory(directory_dsn) as conn:
-        try:
-            return load_map_sync(conn)
-        except (ClusterNotCreated, psycopg.errors.UndefinedTable) as error:
-            raise NoCluster("the directory holds no cluster yet; `shardctl dev up` makes one") from error
+        return read_map(conn)
+
+
+def read_map(conn: Connection) -> ShardMap:
+    """The shard map in force.
+
+    Raises:
+        NoCluster: the directory holds no cluster.
+    """
+    try:
+        return load_map_sync(conn)
+    except (ClusterNotCreated, psycopg.errors.UndefinedTable) as error:
+        raise NoCluster("the directory holds no cluster yet; `shardctl dev up` makes one") from error
 
 
 async def get_account(accounts: AccountService, who: str) -> Account:

@@ -1,6 +1,7 @@
 """Shards that come to a cluster and go from it. Neither moves anything: a shard comes and goes empty."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +12,16 @@ from psycopg.conninfo import conninfo_to_dict
 from migrations import Tree
 from ops.errors import EXIT_CONFLICT, MigrationBusy, OpsError, UsageError
 from ops.migrate import MigrationOptions, MigrationReport, is_current, migrate_one
-from ops.session import APPLICATION, CONNECT_TIMEOUT_S, connect_directory
+from ops.session import APPLICATION, CONNECT_TIMEOUT_S, connect_directory, read_map
 from ops.specs import DIRECTORY, EVERY_SERVER
 from sharding.bootstrap import sign_shard
 from sharding.directory import (
     Connection,
     ShardDiffers,
     ShardInUse,
+    change_shard,
     delete_shard,
     insert_shard,
-    load_map_sync,
 )
 from sharding.locks import MIGRATION_LOCK_CLASS
 from sharding.reshard.catalog import read_tables
@@ -66,7 +67,7 @@ def add_shard(directory_dsn: str, info: ShardInfo) -> ShardMap:
     until something is moved to it.
 
     Raises:
-        NoCluster: the directory does not answer.
+        NoCluster: the directory does not answer, or holds no cluster.
         ShardUnavailable: the new shard, or one of the others, does not answer.
         ShardExists, ShardTaken: the name, or the database, is something else already.
         MigrationBusy: a migration is under way, or has yet to be run.
@@ -75,7 +76,7 @@ def add_shard(directory_dsn: str, info: ShardInfo) -> ShardMap:
     """
     with connect_directory(directory_dsn) as directory:
         _keep_migrations_away(directory, directory_dsn)
-        shard_map = load_map_sync(directory)
+        shard_map = read_map(directory)
         former = shard_map.shards.get(info.name)
         if former is not None and former != info:
             raise ShardExists(
@@ -94,7 +95,7 @@ def add_shard(directory_dsn: str, info: ShardInfo) -> ShardMap:
         except ShardDiffers as error:
             raise ShardExists(str(error)) from error
         faults.fault_point("ops.shard.recorded")
-        return load_map_sync(directory)
+        return read_map(directory)
 
 
 def _keep_migrations_away(directory: Connection, directory_dsn: str) -> None:
@@ -173,11 +174,35 @@ def _find_rows(conn: Connection) -> str | None:
     return None
 
 
+def set_shard(directory_dsn: str, name: str, change: Callable[[ShardInfo], ShardInfo]) -> ShardMap:
+    """Record a shard otherwise than it is, as long as its address leads to it; the map that has it.
+
+    Raises:
+        NotFound: there is no such shard.
+        ShardUnavailable: it does not answer.
+        ShardTaken: at the new address is something else.
+    """
+    with connect_directory(directory_dsn) as directory:
+        shard_map = read_map(directory)
+        former = shard_map.shards.get(name)
+        if former is not None and (info := change(former)).dsn != former.dsn:
+            with connect_shard(info) as conn:
+                if find_signature(conn) != (shard_map.cluster_id, name):
+                    raise ShardTaken(f"the database at the new address is not {name} of this cluster")
+        change_shard(directory, name, change)
+        return read_map(directory)
+
+
 # ---- Removing
 
 
-def remove_shard(directory_dsn: str, name: str) -> None:
+def remove_shard(directory_dsn: str, name: str, *, is_lost: bool = False) -> None:
     """Forget a shard that holds nothing; its database can become a shard again.
+
+    Args:
+        directory_dsn: the directory.
+        name: the shard's.
+        is_lost: its server is gone, and is not asked.
 
     Raises:
         NotFound: there is no such shard.
@@ -185,7 +210,7 @@ def remove_shard(directory_dsn: str, name: str) -> None:
         ShardBusy: it has slots, namespaces, rows, pins or moves; the message says which.
     """
     with connect_directory(directory_dsn) as directory:
-        info = load_map_sync(directory).shards.get(name)
+        info = read_map(directory).shards.get(name)
         if info is None:
             raise NotFound(f"there is no shard {name!r}")
         # Nobody can record a move to it meanwhile; and what is cut short here can be done again.
@@ -194,8 +219,9 @@ def remove_shard(directory_dsn: str, name: str) -> None:
                 delete_shard(directory, name)
             except ShardInUse as error:
                 raise ShardBusy(f"{error}: drain it, and move what is left (`shardctl rebalance`)") from error
-            with connect_shard(info) as conn, conn.transaction():
-                _clear(conn, name)
+            if not is_lost:
+                with connect_shard(info) as conn, conn.transaction():
+                    _clear(conn, name)
             faults.fault_point("ops.shard.cleared")
         faults.fault_point("ops.shard.removed")
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ops.session import connect_directory
+from ops.session import connect_directory, read_map
 from ops.shards import connect_shard
 from sharding.activity import read_activity
-from sharding.directory import list_pins, load_map_sync
+from sharding.directory import list_pins
 from sharding.reshard.model import Goal, Move, MoveState
 from sharding.reshard.records import list_moves
 from sharding.reshard.situation import Situation, Size
@@ -46,12 +46,12 @@ def survey(directory_dsn: str, by: Weighing = Weighing.SLOTS) -> Surveyed:
     """The cluster as it is now.
 
     Raises:
-        NoCluster: the directory does not answer.
+        NoCluster: the directory does not answer, or holds no cluster.
         ShardUnavailable: a shard does not.
     """
     with connect_directory(directory_dsn) as conn:
         moves = list_moves(conn, is_live_only=True)
-        shard_map, pins = load_map_sync(conn), list_pins(conn)
+        shard_map, pins = read_map(conn), list_pins(conn)
     apart = {*shard_map.overrides, *pins}
     infos = list(shard_map.shards.values())
     with ThreadPoolExecutor(max(1, len(infos))) as pool:

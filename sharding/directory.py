@@ -1,7 +1,7 @@
 """Reading and writing the directory: cluster, shards, map."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -123,8 +123,8 @@ def insert_shard(conn: Connection, info: ShardInfo) -> bool:
     return True
 
 
-def set_shard_state(conn: Connection, name: str, state: ShardState) -> bool:
-    """Mark a shard; whether that changed anything, and if so the map has a new version.
+def change_shard(conn: Connection, name: str, change: Callable[[ShardInfo], ShardInfo]) -> bool:
+    """Record a shard otherwise; whether that changed anything, and if so the map has a new version.
 
     Raises:
         NotFound: there is no such shard.
@@ -133,14 +133,30 @@ def set_shard_state(conn: Connection, name: str, state: ShardState) -> bool:
     """
     with conn.transaction():
         _lock_map(conn)
-        row = conn.execute("SELECT state FROM shards WHERE name = %s", [name]).fetchone()
-        if row is None:
+        former = next((s for s in list_shards(conn) if s.name == name), None)
+        if former is None:
             raise NotFound(f"there is no shard {name!r}")
-        if row[0] == state.value:
+        info = change(former)
+        if info == former:
             return False
-        conn.execute("UPDATE shards SET state = %s WHERE name = %s", [state.value, name])
+        conn.execute(
+            "UPDATE shards SET dsn = %s, weight = %s, labels = %s, state = %s, replication_dsn = %s"
+            " WHERE name = %s",
+            [info.dsn, info.weight, Jsonb(info.labels), info.state.value, info.replication_dsn, name],
+        )
         _raise_version(conn)
     return True
+
+
+def set_shard_state(conn: Connection, name: str, state: ShardState) -> bool:
+    """Mark a shard; whether that changed anything, and if so the map has a new version.
+
+    Raises:
+        NotFound: there is no such shard.
+
+    Tx: one of its own, under the map's lock.
+    """
+    return change_shard(conn, name, lambda info: msgspec.structs.replace(info, state=state))
 
 
 def delete_shard(conn: Connection, name: str) -> bool:

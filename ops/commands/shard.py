@@ -14,7 +14,7 @@ from ops.errors import UsageError
 from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.planning import PlanReport, print_plan, report_plan
 from ops.session import APPLICATION, connect_directory, load_map
-from ops.shards import add_shard, check_shard_name, read_dsn, remove_shard
+from ops.shards import add_shard, check_shard_name, read_dsn, remove_shard, set_shard
 from ops.survey import survey
 from sharding.directory import set_shard_state
 from sharding.reshard.planner import plan_moves
@@ -95,6 +95,39 @@ def add(
     show(report, output, lambda: _print_shards([report]))
 
 
+@app.command("set")
+def set_properties(
+    name: NameArgument,
+    weight: Annotated[int | None, typer.Option(min=1, help="How much it is to hold.")] = None,
+    labels: Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE; repeatable.")] = None,
+    without: Annotated[list[str] | None, typer.Option("--no-label", help="KEY; repeatable.")] = None,
+    dsn_file: Annotated[Path | None, typer.Option(help="A file with its new address; - reads stdin.")] = None,
+    replication_dsn_file: Annotated[
+        Path | None, typer.Option(help="A file with its new address for the other shards.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    output: OutputOption = OutputFormat.TEXT,
+) -> None:
+    """Change a shard's weight, labels or addresses; nothing moves until `shardctl rebalance`."""
+    dsn = None if dsn_file is None else read_dsn(dsn_file)
+    replication_dsn = None if replication_dsn_file is None else read_dsn(replication_dsn_file)
+    added = dict(map(_parse_label, labels or []))
+
+    def change(info: ShardInfo) -> ShardInfo:
+        kept = {key: value for key, value in info.labels.items() if key not in (without or [])}
+        return msgspec.structs.replace(
+            info,
+            weight=weight or info.weight,
+            labels=kept | added,
+            dsn=dsn or info.dsn,
+            replication_dsn=replication_dsn or info.replication_dsn,
+        )
+
+    shard_map = set_shard(find_directory_dsn(data_dir), name, change)
+    report = _report(shard_map, shard_map.shards[name])
+    show(report, output, lambda: _print_shards([report]))
+
+
 @app.command()
 def drain(
     name: NameArgument,
@@ -123,10 +156,13 @@ def drain(
 
 @app.command()
 def remove(
-    name: NameArgument, data_dir: DataDirOption = None, output: OutputOption = OutputFormat.TEXT
+    name: NameArgument,
+    lost: Annotated[bool, typer.Option("--lost", help="Its server is gone for good: do not ask it.")] = False,
+    data_dir: DataDirOption = None,
+    output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Forget a shard that holds nothing. Its database is left as it is, and can be added again."""
-    remove_shard(find_directory_dsn(data_dir), name)
+    remove_shard(find_directory_dsn(data_dir), name, is_lost=lost)
     layout = find_embedded(data_dir)
     if layout is not None:
         stop_shard(layout, name, say)

@@ -226,6 +226,35 @@ def both_slots(directory: Connection) -> dict[str, list[Slot]]:
     return {shard: list(map(Slot, slots)) for shard, slots in rows}
 
 
+def test_weight_labels_and_addresses_can_be_changed(
+    both: Shardctl, fresh_cluster: FreshCluster, tmp_path: Path
+) -> None:
+    elsewhere = fresh_cluster.shard_dsns["shard-2"] + "?keepalives_idle=9"
+
+    changed = both.json(
+        "shard", "set", "shard-2", "--weight=2", "--label=region=eu", "--label=tier=1",
+        in_file(tmp_path, elsewhere),
+    )  # fmt: skip
+
+    assert (changed["weight"], changed["labels"]) == (2, {"region": "eu", "tier": "1"})
+    assert (changed["dsn"], changed["slot_count"]) == (elsewhere, 32)
+    assert version_of(both) == 2
+    assert both.json("shard", "set", "shard-2", "--weight=2")["weight"] == 2
+    assert version_of(both) == 2  # nothing has changed
+    assert both.json("shard", "set", "shard-2", "--no-label=tier")["labels"] == {"region": "eu"}
+    assert {m["target"] for m in both.json("plan")["moves"]} == {"shard-2"}
+    wrong = in_file(tmp_path, fresh_cluster.shard_dsns["shard-1"])
+    assert both.error("shard", "set", "shard-2", wrong) == (EXIT_CONFLICT, "shard_taken")
+    assert both.error("shard", "set", "shard-9", "--weight=2") == (EXIT_NOT_FOUND, "not_found")
+
+
+def test_a_directory_without_a_cluster_gets_no_shard(fresh_cluster: FreshCluster, second: str) -> None:
+    shardctl = Shardctl(fresh_cluster.directory_dsn)
+
+    assert shardctl.error("shard", "add", "shard-2", second) == (EXIT_UNAVAILABLE, "no_cluster")
+    assert shardctl.error("plan") == (EXIT_UNAVAILABLE, "no_cluster")
+
+
 # ---- Draining, planning
 
 
@@ -373,7 +402,9 @@ def test_cut_at_each_step_a_shard_is_removed_all_the_same_and_can_be_added_again
     assert version_of(alone) == 4
 
 
-def test_a_shard_that_does_not_answer_is_not_removed(alone: Shardctl, directory: Connection) -> None:
+def test_a_shard_that_does_not_answer_is_removed_only_if_it_is_said_to_be_lost(
+    alone: Shardctl, directory: Connection
+) -> None:
     held = reserve_port()
     directory.execute(
         "INSERT INTO shards (name, dsn, weight) VALUES ('shard-2', %s, 1)",
@@ -382,6 +413,9 @@ def test_a_shard_that_does_not_answer_is_not_removed(alone: Shardctl, directory:
 
     assert alone.error("shard", "remove", "shard-2") == (EXIT_UNAVAILABLE, "shard_unavailable")
     assert [shard.name for shard in list_shards(directory)] == ["shard-1", "shard-2"]
+    assert alone.error("shard", "remove", "shard-1", "--lost") == (EXIT_CONFLICT, "shard_in_use")
+    assert alone.json("shard", "remove", "shard-2", "--lost")["is_removed"]
+    assert [shard.name for shard in list_shards(directory)] == ["shard-1"]
     held.close()
 
 
