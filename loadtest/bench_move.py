@@ -166,6 +166,7 @@ def summarise(course: Course, tally: Tally, times: Times, found: Differences) ->
     return {
         "copies": len(course.copies),
         "switches": course.switches,
+        "switches_refused": course.refusals,
         "cutovers": len(course.cutovers),
         "rows_moved": copied_rows,
         "copy_rows_per_s": round(copied_rows / copied_s),

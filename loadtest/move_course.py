@@ -15,11 +15,19 @@ from loadtest.move_rows import Shards, copy_plainly
 Figures = dict[str, Any]
 
 
+MAX_TRIES = 10
+
+
+class FenceHeld(RuntimeError):
+    """Writers were so slow that nothing was switched: to be tried again, as the command says."""
+
+
 async def shardctl(*args: str) -> Any:
     """What a shardctl command answers, as JSON. It is told to stop when its caller is.
 
     Raises:
-        RuntimeError: it failed; its own words.
+        FenceHeld: a switch was called off.
+        RuntimeError: it failed otherwise; its own words.
     """
     process = await asyncio.create_subprocess_exec(
         BIN / "shardctl",
@@ -34,7 +42,8 @@ async def shardctl(*args: str) -> Any:
         await process.wait()
         raise
     if process.returncode != 0:
-        raise RuntimeError(f"shardctl {' '.join(args)}: {err.decode() or out.decode()}")
+        kind = FenceHeld if b"shardctl: fence_held:" in err else RuntimeError
+        raise kind(f"shardctl {' '.join(args)}: {err.decode() or out.decode()}")
     return json.loads(out)
 
 
@@ -52,6 +61,8 @@ class Course:
     copies: list[Figures] = field(default_factory=list)
     plain_rows_per_s: list[float] = field(default_factory=list)
     switches: int = 0
+    refusals: int = 0
+    """Switches that were called off, as writers were too slow, and begun anew."""
 
     async def run(self, copies: int, switches: int) -> None:
         """So many copies, and at least so many times that all units change hands."""
@@ -88,7 +99,7 @@ class Course:
         for holder in self.holders:
             holder.hold()
         started = time.monotonic()
-        done = await shardctl("move", way, move_id)
+        done = await self._try_switch(way, move_id)
         gap_ms = self.tally.longest_gap_ms(started, time.monotonic())
         units = done["cutovers"]
         self.cutovers.extend(units)
@@ -100,3 +111,12 @@ class Course:
             flush=True,
         )
         await asyncio.gather(*(holder.probe() for holder in self.holders))
+
+    async def _try_switch(self, way: str, move_id: str) -> Any:
+        for _ in range(MAX_TRIES - 1):
+            try:
+                return await shardctl("move", way, move_id)
+            except FenceHeld as error:
+                self.refusals += 1
+                print(f"    {way} was called off: {str(error).strip().splitlines()[-1]}", flush=True)
+        return await shardctl("move", way, move_id)
