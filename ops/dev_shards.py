@@ -15,7 +15,7 @@ from sharding.shardmap import ShardInfo
 def join_shards(layout: DevLayout, record: ClusterRecord, say: Callable[[str], None]) -> ClusterRecord:
     """The record when the shards that wait for it have been added."""
     for name in record.joining:
-        add_shard(record.dsn(DIRECTORY), _info(record, name))
+        add_shard(record.dsn(DIRECTORY), _info(record, name), say)
         say(f"added {name}, which holds nothing yet: `shardctl rebalance` fills it")
         left = [other for other in record.joining if other != name]
         record = msgspec.structs.replace(record, joining=left)

@@ -60,11 +60,16 @@ class ShardBusy(OpsError):
 # ---- Adding
 
 
-def add_shard(directory_dsn: str, info: ShardInfo) -> ShardMap:
+def add_shard(directory_dsn: str, info: ShardInfo, warn: Callable[[str], None]) -> ShardMap:
     """Make a shard of an empty database and record it; the map that has it.
 
     May be repeated: what was cut short goes on, and a shard that is there stays as it is. It holds nothing
     until something is moved to it.
+
+    Args:
+        directory_dsn: the directory.
+        info: the shard.
+        warn: told what is unfit about its server, and no obstacle.
 
     Raises:
         NoCluster: the directory does not answer, or holds no cluster.
@@ -83,7 +88,8 @@ def add_shard(directory_dsn: str, info: ShardInfo) -> ShardMap:
                 f"there is a shard {info.name!r} already, with another address, weight or labels"
             )
         with connect_shard(info) as conn:
-            _check_server(conn, shard_map, info)
+            for warning in _check_server(conn, shard_map, info):
+                warn(f"warning: {warning}")
             _check_is_free(conn, shard_map, info)
             migrated = migrate_one(info.name, Tree.SHARD, info.dsn, MigrationOptions())
             MigrationReport([migrated]).raise_for_failures()
@@ -125,10 +131,8 @@ def connect_shard(info: ShardInfo) -> Connection:
         raise ShardUnavailable(f"{info.name} does not answer: {str(error).strip()}") from error
 
 
-def _check_server(conn: Connection, shard_map: ShardMap, info: ShardInfo) -> None:
-    """Pass when moves between this server and those of all other shards are possible."""
-    with suppress(TransactionsOpen):  # a matter of the moment: each move looks again
-        check_server(conn)
+def _check_server(conn: Connection, shard_map: ShardMap, info: ShardInfo) -> list[str]:
+    """Warnings about a server, if moves between it and those of all other shards are possible."""
     for other in shard_map.shards.values():
         if other.name == info.name:
             continue
@@ -136,6 +140,9 @@ def _check_server(conn: Connection, shard_map: ShardMap, info: ShardInfo) -> Non
             if find_signature(there) is None:
                 raise OpsError(f"{other.name} is not made yet: run what created the cluster again")
             check_different_servers(there, conn)
+    with suppress(TransactionsOpen):  # a matter of the moment: each move looks again
+        return check_server(conn)
+    return []
 
 
 def _check_is_free(conn: Connection, shard_map: ShardMap, info: ShardInfo) -> None:

@@ -91,7 +91,7 @@ def add(
         labels=dict(map(_parse_label, labels or [])),
         replication_dsn=None if replication_dsn_file is None else read_dsn(replication_dsn_file),
     )
-    report = _report(add_shard(find_directory_dsn(data_dir), info), info)
+    report = _report(add_shard(find_directory_dsn(data_dir), info, say), info)
     show(report, output, lambda: _print_shards([report]))
 
 
