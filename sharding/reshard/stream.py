@@ -36,6 +36,9 @@ _DROP_POLL_S = 0.05
 _WATCH_POLL_S = 0.2
 CAUGHT_UP_S = 3.0
 """What was written in so short a time is applied in less, and a cutover waits for that."""
+MAX_ERRORS = 3
+"""Of a worker that does not get on in between. A lost connection is one, and its next try, 5 s later, may
+meet a server that is not back yet."""
 _ID_CHARS = 8
 
 faults.declare("reshard.stream.slot_made", "reshard.stream.subscribed", "reshard.stream.dropped")
@@ -67,6 +70,8 @@ class StreamState:
     """Whether it is being read; it is not while one of the servers comes back, or cannot reach the other."""
     is_ready: bool
     """Whether the subscriber knows all tables of the publication."""
+    error_count: int
+    """How often a worker of the subscription ended with an error, a lost connection among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +251,8 @@ def ensure_subscription(subscriber: Connection, publisher: Site, name: str) -> N
     statement = sql.SQL(
         "CREATE SUBSCRIPTION {name} CONNECTION {conninfo} PUBLICATION {name} WITH (connect = true,"
         " create_slot = false, slot_name = {name}, copy_data = false, origin = none, two_phase = false,"
-        " disable_on_error = true, streaming = parallel, enabled = true)"
+        # A lost connection is an error, too: a stream must find back to a server that was restarted.
+        " disable_on_error = false, streaming = parallel, enabled = true)"
     ).format(name=sql.Identifier(name), conninfo=sql.Literal(conninfo))
     try:
         with subscriber.transaction():
@@ -305,29 +311,36 @@ def check_stream(publisher: Connection, subscriber: Connection, name: str) -> St
     subscription = subscriber.execute(_SUBSCRIPTION_STATE, [name]).fetchone()
     if subscription is None:
         raise StreamBroken(f"subscription {name} is gone from the subscriber: cancel the move")
-    is_enabled, is_ready, counts = subscription
-    _check_subscription(name, is_enabled, counts or {})
+    is_enabled, is_ready = subscription[:2]
+    counts: Mapping[str, object] = subscription[2] or {}
+    _check_subscription(name, is_enabled, counts)
     return StreamState(
         lag_bytes=max(slot[1], 0),
         confirmed_bytes=slot[2],
         room_bytes=slot[3],
         is_active=slot[4],
         is_ready=bool(is_ready),
+        error_count=int(str(counts.get("apply_error_count", 0))),
     )
 
 
 def _check_subscription(name: str, is_enabled: bool, counts: Mapping[str, object]) -> None:
     """Raise for what a subscriber's worker met; PostgreSQL counts conflicts from 18 on, errors always."""
     if not is_enabled:
-        raise StreamBroken(
-            f"subscription {name} stopped at an error ({counts.get('apply_error_count', 0)} so far), which"
-            " its server's log tells: a full disk, a changed table, or a row that was there already"
-        )
+        raise StreamBroken(f"somebody disabled subscription {name}: enable it, or cancel the move")
     skipped = {kind: counts.get(f"confl_{kind}_missing") for kind in ("update", "delete")}
     if any(skipped.values()):
         raise StreamBroken(
             f"subscription {name} met no row for {skipped['update']} updates and {skipped['delete']} deletes,"
             " so its shard is not as the publisher: cancel the move, and start it again"
+        )
+
+
+def _check_errors(name: str, count: int) -> None:
+    if count >= MAX_ERRORS:
+        raise StreamBroken(
+            f"subscription {name} ends at an error each time ({count} so far), which its server's log tells:"
+            " a full disk, a changed table, or a row that was there already"
         )
 
 
@@ -355,7 +368,7 @@ def wait_until_caught_up(
     is_near = False
     while not is_near:
         began, state = time.monotonic(), check_stream(publisher, subscriber, name)
-        goal = state.confirmed_bytes + state.lag_bytes
+        goal, before = state.confirmed_bytes + state.lag_bytes, state
         while state.confirmed_bytes < goal or not (state.is_ready and state.is_active):
             on_state(state)
             if time.monotonic() > deadline:
@@ -365,6 +378,9 @@ def wait_until_caught_up(
                 )
             time.sleep(_WATCH_POLL_S)
             state = check_stream(publisher, subscriber, name)
+            if state.confirmed_bytes > before.confirmed_bytes:
+                before = state
+            _check_errors(name, state.error_count - before.error_count)
         is_near = time.monotonic() - began < CAUGHT_UP_S
 
 

@@ -232,13 +232,52 @@ def test_a_whole_stream_tells_how_far_it_is(two_shards: TwoShards):
     assert len(list_namespaces(two_shards.target_conn)) == 1
 
 
-def test_a_row_that_was_there_already_stops_the_stream(two_shards: TwoShards):
+def test_a_row_that_was_there_already_holds_the_stream_up(
+    two_shards: TwoShards, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "MAX_ERRORS", 1)
     ns_id = make_ns_id(Slot(7), 1)
     put_namespaces(two_shards.target_conn, [ns_id])
     two_shards.stream_forth([unit(7)])
     put_namespaces(two_shards.source_conn, [ns_id])
-    assert "stopped at an error (1 so far)" in wait_for(lambda: broken(two_shards), "the stream stopped")
-    with pytest.raises(StreamBroken, match="stopped at an error"):
+    wait_for(lambda: check(two_shards).error_count, "an error")
+    with pytest.raises(StreamBroken, match="ends at an error each time"):
+        two_shards.catch_up_forth()
+    two_shards.target_conn.execute("DELETE FROM ns.namespaces")
+    two_shards.catch_up_forth()
+    assert len(list_namespaces(two_shards.target_conn)) == 1
+
+
+def test_a_stream_whose_connection_is_lost_finds_back(two_shards: TwoShards):
+    two_shards.stream_forth([unit(7)])
+    two_shards.catch_up_forth()
+    two_shards.source_conn.execute(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s",
+        [two_shards.forth],
+    )
+    put_namespaces(two_shards.source_conn, [make_ns_id(Slot(7), 1)])
+    two_shards.catch_up_forth()
+    assert len(list_namespaces(two_shards.target_conn)) == 1
+
+
+def test_a_stream_that_somebody_disabled_is_told(two_shards: TwoShards):
+    two_shards.stream_forth([unit(7)])
+    disable = sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(sql.Identifier(two_shards.forth))
+    two_shards.target_conn.execute(disable)
+    assert "somebody disabled" in (broken(two_shards) or "")
+
+
+def test_a_column_that_is_added_in_between_holds_the_stream_up(
+    two_shards: TwoShards, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "MAX_ERRORS", 1)
+    two_shards.stream_forth([unit(7)])
+    put_namespaces(two_shards.source_conn, [make_ns_id(Slot(7), 1)])
+    two_shards.catch_up_forth()
+    two_shards.source_conn.execute("ALTER TABLE ns.namespaces ADD COLUMN added integer DEFAULT 1")
+    put_namespaces(two_shards.source_conn, [make_ns_id(Slot(7), 2)])
+    wait_for(lambda: check(two_shards).error_count, "an error")
+    with pytest.raises(StreamBroken, match="ends at an error each time"):
         two_shards.catch_up_forth()
 
 
