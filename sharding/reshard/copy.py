@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
 from sharding.directory import Connection
@@ -146,7 +146,7 @@ class _CopyOut:
         self._readable.register(self._pgconn.socket, select.POLLIN)
         begun = self._pgconn.exec_(statement)
         if begun.status != ExecStatus.COPY_OUT:
-            raise error_from_result(begun)
+            raise self._error(begun)
 
     def pieces(self, wait: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
         """Pieces of the stream, each with how many rows it is of.
@@ -189,7 +189,13 @@ class _CopyOut:
             else:
                 failed = result
         if failed is not None:
-            raise error_from_result(failed)
+            raise self._error(failed)
+
+    def _error(self, result: PGresult) -> psycopg.Error:
+        # What libpq says of a lost connection has no SQLSTATE: it would be an error of no kind.
+        if self._pgconn.status == ConnStatus.BAD:
+            return psycopg.OperationalError(result.error_message.decode(errors="replace").strip())
+        return error_from_result(result)
 
 
 class _Tally:
