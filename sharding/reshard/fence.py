@@ -297,11 +297,15 @@ _UNFENCE_AT: LiteralString = (
     "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"
     " WHERE ns_id = %s AND state = 'f' AND epoch = %s"
 )
-# A prepared transaction holds its locks under no pid, and its number stands in `virtualtransaction`.
+# A prepared transaction holds its locks under no pid; among them one on its own number. Until the server is
+# started anew its virtual number is that of the session that prepared it, and does not tell.
 _HOLDERS: LiteralString = (
-    "SELECT l.pid, a.state, extract(epoch FROM now() - a.xact_start)::float8, left(a.query, 80), p.gid"
+    "SELECT l.pid, a.state, coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8,"
+    " left(a.query, 80), p.gid"
     " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
-    " LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction LIKE '%%/' || p.transaction"
+    " LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'"
+    "  AND x.virtualtransaction = l.virtualtransaction"
+    " LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid"
     " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND l.classid = %s AND l.objid = %s AND l.pid IS DISTINCT FROM pg_backend_pid()"
