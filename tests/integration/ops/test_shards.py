@@ -36,6 +36,7 @@ from sharding.reshard.records import (
 )
 from sharding.shardmap import Placement
 from tests.integration.ops.test_commands import Shardctl
+from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster, PgServers, drop_database
 from wire.ids import NsId, Slot, make_ns_id, system_ns
 
@@ -417,6 +418,32 @@ def test_a_shard_that_does_not_answer_is_removed_only_if_it_is_said_to_be_lost(
     assert alone.json("shard", "remove", "shard-2", "--lost")["is_removed"]
     assert [shard.name for shard in list_shards(directory)] == ["shard-1"]
     held.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_shard_is_filled_emptied_and_removed(
+    alone: Shardctl, second: str, fresh_cluster: FreshCluster
+) -> None:
+    for name in ("ann", "bob", "kim"):
+        alone.json("user", "add", f"{name}@example.org")
+    alone.json("shard", "add", "shard-2", second)
+
+    rebalance(fresh_cluster)
+
+    assert {name: s["slot_count"] for name, s in shards_of(alone).items()} == {"shard-1": 36, "shard-2": 28}
+    alone.json("shard", "drain", "shard-2")
+    rebalance(fresh_cluster)
+
+    assert alone.json("shard", "remove", "shard-2")["is_removed"]
+    assert len(alone.json("user", "list")["users"]) == 3
+    assert len(alone.json("map", "history", "--limit=1000")["changes"]) == 2 * 28
+
+
+def rebalance(cluster: FreshCluster) -> None:
+    env = {"SHARDBOX_DIRECTORY_DSN": cluster.directory_dsn}
+    done = run_command(OPERATOR, "rebalance", "--auto", "--quarantine=0", env=env, timeout_s=240)
+    assert done.returncode == EXIT_OK, done.stderr
 
 
 # ---- The map's history
