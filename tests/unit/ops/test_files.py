@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ops.commands.shard import slot_ranges
 from ops.errors import ClusterBusy
 from ops.files import locked, tail, write_file, write_json
+from ops.planning import slot_ranges
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
