@@ -52,8 +52,12 @@ ELSEWHERE = {
 }
 """Steps of operators' commands, of expiry, mending, lost races, and stores with addresses of their own, which
 nothing here takes, and the tests that cut each of them."""
-IN_THE_DRILL = {"ops.backup.": "make test-restore", "ops.restore.": "make test-restore"}
-"""Cut by a suite of its own, which loses servers for good."""
+IN_THE_DRILL = {
+    "ops.backup.": "make test-restore",
+    "ops.restore.": "make test-restore",
+    "reshard.": "make test-moves",
+}
+"""Cut by suites of their own, which lose servers for good, or move slots."""
 MakeCode = Callable[[], str]
 
 

@@ -25,6 +25,10 @@ class Course(StrEnum):
     """Ready → cancelled."""
     ABORT = "abort"
     """A switch whose runner died between fence and activation → ready, by `rollback`."""
+    PIN = "pin"
+    """No move: a namespace is pinned where it is, and so gets a row of its own."""
+    UNPIN = "unpin"
+    """It comes home to its slot, on the same shard."""
 
 
 class Victim(StrEnum):
@@ -59,7 +63,7 @@ class Passing:
 
     course: Course
     state: MoveState | None
-    """None: before the first one."""
+    """None: before the first one, or of no move."""
     point: str
     number: int
     """Which time of the course's command it is, from 1."""
@@ -77,7 +81,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What `--only` finds it by."""
-        state = self.passing.state or "unrecorded"
+        state = self.passing.state or self.passing.course
         return f"{self.passing.point}/{state}/{self.victim}/{self.ending}/{self.kind}"
 
 

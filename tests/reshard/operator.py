@@ -30,6 +30,7 @@ NEXT = {
     (False, MoveState.READY): "cancel",
 }
 """The command for a move that rests, by whether it is to be completed."""
+APART = (Course.PIN, Course.UNPIN)
 TO_READY = ("--until", "ready", "--quarantine", "0")
 FENCED = "reshard.cutover.fenced"
 """Where the runner dies whose cutover is then called off."""
@@ -85,6 +86,7 @@ class Operator:
         self._world = world
         self._folder = folder
         self._kind = kind
+        self._course = Course.START
         self._numbers = itertools.count(1)
         self._began = 0.0
         self.notes: list[str] = []
@@ -94,24 +96,26 @@ class Operator:
 
     def trace(self, course: Course) -> list[str]:
         """The points that a course's command passes, uncut; the move is ended afterwards."""
-        self._lead(course)
+        self._course = course
+        self._lead()
         path = self._folder / "trace"
         path.write_text("")
-        self._run(self._command(course), trace=path).expect_done()
+        self._run(self._command(), trace=path).expect_done()
         self.settle(Ending.RESUME)
         return path.read_text().split()
 
     def cut(self, cell: Cell) -> None:
         """Kill the cell's victim while the runner is at the point, and see the runner end."""
         source, target = self._world.sides(self._kind)
-        self._lead(cell.passing.course)
-        command, point = self._command(cell.passing.course), f"{cell.passing.point}:{cell.passing.number}"
+        self._course = cell.passing.course
+        self._lead()
+        command, point = self._command(), f"{cell.passing.point}:{cell.passing.number}"
         if cell.victim is Victim.RUNNER:
             ended = self._run(command, fault=point)
             if ended.status != -signal.SIGKILL:
                 raise NotMet(f"{ended}: {point} was not met")
             return
-        metaservers = [f"metaserver-{n}" for n in (1, 2)]
+        metaservers = sorted(self._world.urls)
         names = {
             Victim.SOURCE: source,
             Victim.TARGET: target,
@@ -129,33 +133,51 @@ class Operator:
             )
             if not meeting.exists():
                 raise NotMet(f"{self._ended(command, program)}: {point} was not met")
-            pid = self._world.cluster.kill(victim)
+            self._world.kill(victim)
             meeting.unlink()
             program.wait(COMMAND_TIMEOUT_S)
             ended = self._ended(command, program)
         ended.expect_clear()
-        self._world.cluster.wait_restarted(victim, pid)
+        self._world.wait_back(victim)
 
-    def _lead(self, course: Course) -> None:
-        """Bring a move to where the course's command is given."""
-        if course is Course.START:
+    def _lead(self) -> None:
+        """Bring a move, or a namespace, to where the course's command is given."""
+        if self._course is Course.UNPIN:
+            self._run(self._pin_command(Course.PIN)).expect_done()
+        if self._course in (Course.START, *APART):
             return
-        self._run(self._command(Course.START)).expect_done()
-        if course in (Course.ROLLBACK, Course.COMPLETE):
-            self._run(self._command(Course.SWITCH)).expect_done()
-        if course is Course.ABORT:
-            ended = self._run(self._command(Course.SWITCH), fault=FENCED)
+        self._run(self._start_command()).expect_done()
+        if self._course in (Course.ROLLBACK, Course.COMPLETE):
+            self._run(self._move_command("switch")).expect_done()
+        if self._course is Course.ABORT:
+            ended = self._run(self._move_command("switch"), fault=FENCED)
             if ended.status != -signal.SIGKILL:
                 raise Wrong(f"{ended}: it was to be killed")
 
-    def _command(self, course: Course) -> list[str]:
-        if course is Course.START:
-            target = self._world.sides(self._kind)[1]
-            return ["move", "start", "--to", target, *self._what(), *TO_READY]
-        verb = Course.ROLLBACK if course is Course.ABORT else course
+    def _command(self) -> list[str]:
+        match self._course:
+            case Course.START:
+                return self._start_command()
+            case Course.PIN | Course.UNPIN:
+                return self._pin_command(self._course)
+            case Course.ABORT:
+                return self._move_command("rollback")
+            case _:
+                return self._move_command(self._course.value)
+
+    def _start_command(self) -> list[str]:
+        target = self._world.sides(self._kind)[1]
+        return ["move", "start", "--to", target, *self._what(), *TO_READY]
+
+    def _move_command(self, verb: str) -> list[str]:
         found = self.find_move()
         assert found is not None
-        return ["move", verb.value, str(found.move_id)]
+        return ["move", verb, str(found.move_id)]
+
+    def _pin_command(self, course: Course) -> list[str]:
+        ns_id, shard = self._world.homebody
+        where = ["--shard", shard] if course is Course.PIN else []
+        return ["namespace", course.value, str(ns_id), *where]
 
     def _what(self) -> list[str]:
         if self._kind is Kind.NAMESPACE:
@@ -165,7 +187,13 @@ class Operator:
     # ---- Endings
 
     def end(self, ending: Ending) -> None:
-        """Resume, roll back or cancel the move that was cut, and see that this is what becomes of it."""
+        """Resume, roll back or cancel the move that was cut, and see that this is what becomes of it.
+
+        Where there is no move, the command is given again.
+        """
+        if self._course in APART:
+            self._run(self._command()).expect_done()
+            return
         found = self.find_move()
         if found is None or found.state in ENDED:
             return  # it was not recorded yet, or the runner had recovered
@@ -189,6 +217,8 @@ class Operator:
 
     def settle(self, ending: Ending) -> None:
         """End a move that rests: what was resumed goes on to its end, what was rolled back is cancelled."""
+        if self._course is Course.PIN:
+            self._run(self._pin_command(Course.UNPIN)).expect_done()
         while (found := self.find_move()) is not None and found.state not in ENDED:
             verb = NEXT[ending is Ending.RESUME, found.state]
             ended = self._run(["move", verb, str(found.move_id)])

@@ -136,8 +136,8 @@ class Suite:
         """Play cells, whatever comes of each."""
         self._report.cells += len(cells)
         for number, cell in enumerate(cells, start=1):
-            began = time.monotonic()
-            outcome = await play_cell(await self._stage.world(), self._folder, cell)
+            world, began = await self._stage.world(), time.monotonic()
+            outcome = await play_cell(world, self._folder, cell)
             complaints = self._report.add(cell.name, outcome)
             word = "FAILED" if complaints else "held"
             self._say(f"[{number}/{len(cells)}] {cell.name}: {word} ({time.monotonic() - began:.1f} s)")

@@ -14,6 +14,7 @@ from metaserver.services.accounts import AccountService
 from metaserver.services.devices import DeviceService
 from metaserver.services.identities import IdentityService
 from ops.postgres import use_passfile
+from ops.readiness import is_server_ready
 from sharding.router import Router
 from sharding.tx import Transactions
 from tests.kill.api import ApiDevice
@@ -39,6 +40,8 @@ MAX_ACCOUNTS = 40
 STILL_FILES = 2000
 GONE_S = 15.0
 """What a killed process held is let go when its peer notices: at once, or when it next looks."""
+BACK_S = 60.0
+"""Crash recovery, or the imports of a metaserver, on a machine that does other things, too."""
 DIRECTORY = "directory"
 
 
@@ -49,6 +52,8 @@ class World:
     cluster: DevCluster
     dsns: Mapping[str, str]
     """By process name: the directory's and the shards'."""
+    urls: Mapping[str, str]
+    """Likewise: the metaservers'."""
     movers: Sequence[Writer]
     stayers: Sequence[Writer]
     still: ApiDevice
@@ -86,6 +91,13 @@ class World:
         return self.movers[0].root
 
     @property
+    def homebody(self) -> tuple[NsId, str]:
+        """A namespace that never moves, and its shard."""
+        root = self.stayers[0].root
+        with self.connect(DIRECTORY) as conn:
+            return root, read_places(conn).of(root)
+
+    @property
     def shard_names(self) -> list[str]:
         """Both."""
         return sorted(self.dsns.keys() - {DIRECTORY})
@@ -100,6 +112,23 @@ class World:
         with ExitStack() as stack:
             directory = stack.enter_context(self.connect(DIRECTORY))
             yield directory, {n: stack.enter_context(self.connect(n)) for n in self.shard_names}
+
+    def kill(self, name: str) -> None:
+        """kill -9 a process; it comes back by itself."""
+        self.cluster.kill(name)
+
+    def wait_back(self, name: str) -> None:
+        """Return when a process that was killed answers again."""
+        wait_for(lambda: self._answers(name), f"{name} answering again", timeout_s=BACK_S)
+
+    def _answers(self, name: str) -> bool:
+        if name in self.urls:
+            return is_server_ready(self.urls[name])
+        try:
+            self.connect(name).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     # ---- Checks
 
@@ -195,7 +224,9 @@ async def peopled(cluster: DevCluster) -> AsyncIterator[World]:
         readers = [Reader(writer) for writer in (*movers, *stayers)]
         for reader in readers:
             await reader.read()
-        yield World(cluster, dsns, movers, stayers, still, readers)
+        names = [process.name for process in status.processes if process.name.startswith("metaserver")]
+        urls = dict(zip(sorted(names), status.metaserver_urls, strict=True))
+        yield World(cluster, dsns, urls, movers, stayers, still, readers)
 
 
 async def _link_accounts(cluster: DevCluster, session: aiohttp.ClientSession) -> dict[str, list[ApiDevice]]:
