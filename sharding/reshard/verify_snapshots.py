@@ -117,9 +117,8 @@ def take_pair(owner: Site, follower: Site, units: Sequence[Unit], gate: int) -> 
         ):
             _catch_up(writer, keeper, mark)
             for reader in (ours, theirs):
-                _read_marker(
-                    reader, mark
-                )  # so that the first statement under the locks finds all caches warm
+                # Once outside: what is asked under the locks then finds all caches warm.
+                _read_marker(reader, mark)
                 reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             with _closed_gate(keeper, follower.name, gate):
                 seq, pauses_ms = _write_marker(writer, ours, mark, sorted({slot_of(u.key) for u in units}))
