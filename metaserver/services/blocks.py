@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from metaserver.model.uploads import check_lengths
@@ -27,6 +27,7 @@ from wire import faults
 from wire.errors import (
     MalformedId,
     ShardboxError,
+    SpansShards,
     TooManyEntries,
     UploadExpired,
     UploadSessionCommitted,
@@ -184,7 +185,6 @@ class BlockService:
         """One transaction per shard; what the shards that answered say, and the failures of the others."""
         done: dict[BlockHash, T] = {}
         failed: dict[BlockHash, ShardboxError] = {}
-        groups = self._tx.router.group_by_shard(claim.system_ns for claim in claims)
 
         async def one_shard(ns_ids: list[NsId]) -> None:
             here = set(ns_ids)
@@ -193,13 +193,24 @@ class BlockService:
                 done.update(
                     await self._tx.run_tx(ns_ids, name, lambda tx: step(tx, batch), kind=TxKind.FENCE_ONLY)
                 )
+            except SpansShards:
+                # One of them has moved meanwhile. Each part is smaller, so this ends.
+                await each_shard(self._split(ns_ids))
             except ShardboxError as error:
                 failed.update((claim.hash, error) for claim in batch)
 
-        async with asyncio.TaskGroup() as group:
-            for ns_ids in groups.values():
-                group.create_task(one_shard(ns_ids))
+        async def each_shard(groups: Collection[list[NsId]]) -> None:
+            async with asyncio.TaskGroup() as group:
+                for ns_ids in groups:
+                    group.create_task(one_shard(ns_ids))
+
+        await each_shard(self._tx.router.group_by_shard(claim.system_ns for claim in claims).values())
         return done, failed
+
+    def _split(self, ns_ids: list[NsId]) -> Collection[list[NsId]]:
+        """Namespaces that were on one shard, by where they are now; should they be together again, singly."""
+        groups = self._tx.router.group_by_shard(ns_ids).values()
+        return groups if len(groups) > 1 else [[ns_id] for ns_id in ns_ids]
 
     def _claim(self, block: BlockHash, claim_id: bytes) -> Claim:
         slot = slot_of_digest(block, self._tx.router.map.slot_count)

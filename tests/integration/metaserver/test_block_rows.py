@@ -12,11 +12,11 @@ from metaserver.services import blocks as module
 from metaserver.storage import block_rows
 from sharding.tx import Tx, TxKind
 from tests.support.databases import FreshCluster
-from tests.support.moving import set_ownership
+from tests.support.moving import copy_range, set_ownership
 from tests.support.services import Services, User, commit_of
 from wire.errors import Forbidden, MalformedId, NotFound, TooManyEntries
 from wire.hashes import BLOCK_BYTES, BlockHash, block_hash
-from wire.ids import slot_of_digest, system_ns
+from wire.ids import MAX_COUNT, Slot, make_ns_id, slot_of, slot_of_digest, system_ns
 from wire.internal import (
     MAX_INTERNAL_BLOCKS,
     BeginBlock,
@@ -318,6 +318,40 @@ async def test_one_shard_out_costs_the_blocks_whose_hashes_lie_there(
             await set_ownership(conn, system_ns(slot), 3, "a")
     (done_there,) = await finish(user, finishing(there, begun_there))
     assert done_there.state is BlockState.READY
+
+
+async def test_slots_that_part_while_their_blocks_come(
+    services: Services, user: User, fresh_cluster: FreshCluster
+):
+    home = services.router.placement(user.root_ns).shard
+    away = next(name for name in fresh_cluster.shard_dsns if name != home)
+    by_slot: dict[int, BlockHash] = {}
+    while len(by_slot) < 3:
+        block = fresh_block(services, home)
+        if (slot := slot_of_digest(block, 64)) != slot_of(user.root_ns):
+            by_slot[slot] = block
+    first, second, _ = by_slot
+
+    async def move(slot: int) -> None:
+        key, last = system_ns(Slot(slot)), make_ns_id(Slot(slot), MAX_COUNT)
+        async with (
+            await psycopg.AsyncConnection.connect(fresh_cluster.shard_dsns[home], autocommit=True) as here,
+            await psycopg.AsyncConnection.connect(fresh_cluster.shard_dsns[away], autocommit=True) as there,
+        ):
+            await set_ownership(here, key, 2, "f", (away, 2))
+            await copy_range(here, there, key, last)
+            await set_ownership(there, key, 2, "a")
+
+    # Nobody has told the router: it thinks that all three are on one shard, and learns better in mid request.
+    await move(first)
+    begun = await begin(user, *by_slot.values())
+    assert [block.state for block in begun] == [BlockState.ABSENT] * 3
+    await move(second)
+    done = await finish(
+        user, *(finishing(block, b) for block, b in zip(by_slot.values(), begun, strict=True))
+    )
+    assert [block.state for block in done] == [BlockState.READY] * 3
+    assert services.router.placement(system_ns(Slot(second))).shard == away
 
 
 async def test_what_is_no_batch(user: User):
