@@ -23,9 +23,10 @@ from ops.errors import (
 )
 from ops.migrate import migrate_databases, migration_lock
 from ops.ports import reserve_port
+from ops.restore.directory import ask_shards, write_directory
 from ops.shards import read_dsn
 from sharding.bootstrap import create_cluster
-from sharding.directory import Connection, list_shards
+from sharding.directory import Connection, list_shards, load_map_sync
 from sharding.locks import MIGRATION_LOCK_CLASS
 from sharding.reshard.model import STREAMED, Goal, MoveOptions, MoveState, slot_unit
 from sharding.reshard.records import (
@@ -254,6 +255,25 @@ def test_a_directory_without_a_cluster_gets_no_shard(fresh_cluster: FreshCluster
 
     assert shardctl.error("shard", "add", "shard-2", second) == (EXIT_UNAVAILABLE, "no_cluster")
     assert shardctl.error("plan") == (EXIT_UNAVAILABLE, "no_cluster")
+
+
+def test_what_is_recorded_of_shards_is_in_a_directory_that_is_rebuilt(
+    both: Shardctl, directory: Connection, fresh_cluster: FreshCluster
+) -> None:
+    directory.execute(
+        "UPDATE shards SET weight = 3, labels = '{\"region\": \"eu\"}', state = 'draining',"
+        " replication_dsn = 'host=inside dbname=x' WHERE name = 'shard-2'"
+    )
+    kept = load_map_sync(directory)
+    found = ask_shards(fresh_cluster.shard_dsns, kept, [])
+    directory.execute("TRUNCATE cluster, shards, shard_map, overrides, pins")
+
+    write_directory(fresh_cluster.directory_dsn, found, print, is_dry_run=False)
+
+    rebuilt = load_map_sync(directory)
+    assert rebuilt.shards == kept.shards
+    assert rebuilt.shards["shard-2"].replication_dsn == "host=inside dbname=x"
+    assert (rebuilt.slots, rebuilt.version > kept.version) == (kept.slots, True)
 
 
 # ---- Draining, planning
