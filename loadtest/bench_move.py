@@ -93,8 +93,7 @@ def main() -> None:
         sys.exit("stopped; nothing is left of the cluster")
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
-    for name, value in figures.items():
-        print(f"{name:32} {value:,}" if isinstance(value, int | float) else f"{name:32} {value}")
+    print_table(figures)
     wrong = [name for name in FLAWS if figures[name] != 0]
     sys.exit(f"wrong: {', '.join(wrong)}" if wrong else 0)
 
@@ -201,6 +200,17 @@ def describe(values: Sequence[float]) -> dict[str, float]:
         "p99": statistics.quantiles(values, n=100, method="inclusive")[98],
         "max": max(values),
     }
+
+
+def print_table(figures: Figures) -> None:
+    """The table as it stands in docs/resharding.md; what has three figures is in one row."""
+    print("\n| | median or only figure | p99 | max |\n| --- | --- | --- | --- |")
+    for name, value in figures.items():
+        if name.endswith("_p50"):
+            stem = name.removesuffix("_p50")
+            print(f"| {stem} | {value:,} | {figures[stem + '_p99']:,} | {figures[stem + '_max']:,} |")
+        elif name.removesuffix("_p99").removesuffix("_max") + "_p50" not in figures:
+            print(f"| {name} | {value:,} | | |")
 
 
 def say(what: str) -> None:
