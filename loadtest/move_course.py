@@ -92,7 +92,9 @@ class Course:
         print(f"    copied: {copied['rows']:,} rows, {copied['rows_per_s']:,.0f} rows/s", flush=True)
         for number in range(switches):
             await self._switch("switch" if number % 2 == 0 else "rollback", move_id)
+        began = time.monotonic()
         await shardctl("move", "complete", move_id)
+        print(f"    completed, and the old rows deleted, in {time.monotonic() - began:.1f} s", flush=True)
 
     async def _switch(self, way: str, move_id: str) -> None:
         """Cut all units over; each poll that was held meanwhile must be woken by what is written then."""
