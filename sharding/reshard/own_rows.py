@@ -54,22 +54,25 @@ def disown_unit(conn: Connection, unit: Unit, epoch: int, owner: Placement) -> N
 
 
 def forget_unit(conn: Connection, unit: Unit) -> None:
-    """Delete what a shard knows about a unit that it does not own.
+    """Delete what a shard knows about a unit that is elsewhere, if its slot is elsewhere as well.
 
-    Of a namespace whose slot is here, nothing: without its row it would count as the slot's.
+    Where the slot is here, a namespace without its row would count as the slot's.
     """
-    with conn.transaction():
-        lock_slot(conn, slot_of(unit.key))
-        slot_row = find_ownership(conn, system_ns(slot_of(unit.key)))
-        if unit.is_slot or slot_row is None or slot_row.state is OwnershipState.GONE:
-            conn.execute(_FORGET, [unit.first, unit.last])
+    _forget(conn, unit.key, unit.first, unit.last)
 
 
 def forget_away(conn: Connection, unit: Unit) -> None:
-    """Delete what says of a slot's namespaces that they are elsewhere: the slot is elsewhere itself."""
+    """Delete what says of a slot's namespaces that they are elsewhere, if the slot is elsewhere itself."""
+    _forget(conn, unit.key, NsId(unit.first + 1), unit.last)
+
+
+def _forget(conn: Connection, key: NsId, first: NsId, last: NsId) -> None:
     with conn.transaction():
-        lock_slot(conn, slot_of(unit.key))
-        conn.execute(_FORGET_AWAY, [unit.first, unit.last])
+        lock_slot(conn, slot_of(key))
+        slot_row = find_ownership(conn, system_ns(slot_of(key)))
+        # It may be back, or expected back, by a later move than the one that has ended so late.
+        if slot_row is None or slot_row.state is OwnershipState.GONE:
+            conn.execute(_FORGET, [first, last])
 
 
 def take_out(owner: Connection, ns_id: NsId, at_least: int) -> int:
@@ -141,5 +144,4 @@ _DISOWN: LiteralString = (
     "UPDATE local.ownership SET state = 'g', epoch = greatest(epoch, %s),"
     " successor = %s, successor_epoch = %s WHERE ns_id = %s AND state <> 'a'"
 )
-_FORGET: LiteralString = "DELETE FROM local.ownership WHERE ns_id BETWEEN %s AND %s AND state IN ('g', 'i')"
-_FORGET_AWAY: LiteralString = "DELETE FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state = 'g'"
+_FORGET: LiteralString = "DELETE FROM local.ownership WHERE ns_id BETWEEN %s AND %s AND state = 'g'"
