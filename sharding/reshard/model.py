@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from sharding.reshard.errors import MoveError
 from wire.ids import MAX_COUNT, NsId, make_ns_id, slot_of, system_ns
 
 
@@ -71,8 +72,10 @@ _RETIRE = (MoveState.SOAKING, MoveState.RETIRING, MoveState.DELETING, MoveState.
 _CLEAR = (MoveState.READY, MoveState.CANCELLING, MoveState.CLEARING, MoveState.CANCELLED)
 
 
-class IllegalGoal(ValueError):
+class IllegalGoal(MoveError):
     """There is no way from a move's state to the goal."""
+
+    code = "move_state"
 
     def __init__(self, state: MoveState, goal: Goal):
         super().__init__(f"a move that is {state} cannot become {goal}")

@@ -14,6 +14,7 @@ import psycopg
 
 from sharding.directory import Connection, load_map_sync
 from sharding.locks import MIGRATION_LOCK_CLASS, MOVE_LOCK_CLASS
+from sharding.reshard.catalog import TablesDiffer
 from sharding.reshard.context import MoveContext
 from sharding.reshard.copy import CopyProgress
 from sharding.reshard.errors import (
@@ -38,6 +39,7 @@ from sharding.reshard.records import (
 )
 from sharding.reshard.sites import CONNECT_TIMEOUT_S, Site
 from sharding.reshard.steps import STEPS, check_move
+from sharding.reshard.stream import StreamBroken
 from sharding.reshard.switch import check_streams, compare
 from sharding.reshard.verify import VerifyReport
 from wire import faults
@@ -49,6 +51,7 @@ RETRY_S = 0.5
 PROGRESS_INTERVAL_S = 1.0
 
 WORKING = tuple(state for state in MoveState if state not in RESTING)
+_REFUSALS = (VerifyFailed, FenceHeld, StreamBroken, TablesDiffer, MoveConflict)
 faults.declare(
     *(f"reshard.{state}.{when}" for state in WORKING for when in ("before", "after")),
     "reshard.ready.entered",
@@ -163,8 +166,10 @@ class MoveRunner:
     def _run_once(self, move_id: int, goal: Goal | None, cutovers: list[CutoverTimes]) -> RunReport:
         with self._context(move_id) as ctx:
             ctx.cutovers = cutovers
-            goal = goal or ctx.move.goal
             _lock(ctx.directory, move_id)
+            ctx.move = get_move(ctx.directory, move_id)
+            goal = goal or ctx.move.goal
+            next_state(ctx.move.state, goal, is_done=False)  # a goal that cannot be is not to be kept
             begin_run(ctx.directory, move_id, goal, f"{socket.gethostname()}:{os.getpid()}")
             ctx.move = get_move(ctx.directory, move_id)
             try:
@@ -193,9 +198,12 @@ class MoveRunner:
             is_done = True
 
     def _take_back(self, ctx: MoveContext, error: MoveError) -> None:
-        """A switch or rollback that was refused before anything changed hands leaves the move at rest."""
+        """A switch or rollback that was refused before anything changed hands leaves the move at rest.
+
+        One that was interrupted, or cannot compare just now, is gone on with by the next run.
+        """
         rest = {MoveState.SWITCHING: MoveState.READY, MoveState.ROLLING_BACK: MoveState.SOAKING}
-        if not isinstance(error, (VerifyFailed, FenceHeld)) or ctx.move.state not in rest:
+        if not isinstance(error, _REFUSALS) or ctx.move.state not in rest:
             return
         holder = Side.SOURCE if ctx.move.state is MoveState.SWITCHING else Side.TARGET
         if all(unit.holder is holder and not unit.is_cutting for unit in ctx.move.units):
