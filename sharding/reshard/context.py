@@ -10,7 +10,7 @@ from sharding.directory import Connection, load_map_sync
 from sharding.reshard.copy import CopyProgress
 from sharding.reshard.errors import MoveConflict
 from sharding.reshard.fence import CutoverTimes
-from sharding.reshard.model import Move, Side
+from sharding.reshard.model import Move, Side, Unit
 from sharding.reshard.pacing import Pacer
 from sharding.reshard.sites import Site
 from sharding.reshard.stream import stream_name
@@ -52,6 +52,11 @@ class MoveContext:
         if placement is None:
             raise MoveConflict(f"the map does not know {key}")
         return placement
+
+    def apart_on(self, unit: Unit, shard: str) -> list[NsId]:
+        """A unit's namespaces that are on a shard by themselves, by the map."""
+        overrides = self.map().overrides
+        return [n for n in unit.excluded if n in overrides and overrides[n].shard == shard]
 
     def stream(self, publisher: Side) -> str:
         """The name of the stream that one of the shards sends to the other."""

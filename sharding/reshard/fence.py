@@ -11,6 +11,7 @@ Each function can be repeated, by whoever finds the unit; two runners at once do
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -128,7 +129,9 @@ def lock_slot(conn: Connection, slot: Slot) -> None:
             time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
 
 
-def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str) -> int:
+def fence(
+    owner: Connection, unit: Unit, epoch: int, writer: str, successor: str, apart: Sequence[NsId] = ()
+) -> int:
     """Take a unit from its owner; the number of the marker behind its last write.
 
     Args:
@@ -137,10 +140,12 @@ def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str
         epoch: e; the row becomes fenced at e+1.
         writer: the owner's name, as the stream's markers have it.
         successor: the heir's name, which writers that were too late are told.
+        apart: the unit's namespaces that this shard owns by rows of their own, ascending.
 
     Raises:
         FenceHeld: a writer did not end in time, several times over; it is named.
-        MoveConflict: the shard does not hold it at this epoch.
+        MoveConflict: the shard does not hold it at this epoch; or it has other rows of single namespaces,
+            which would keep what goes, or go with what stays.
     """
     slot = slot_of(unit.key)
     for attempt in range(1, FENCE_TRIES + 1):
@@ -148,7 +153,8 @@ def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str
             with owner.transaction():
                 owner.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
                 owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
-                # A later statement than the lock's, so that it sees all that was committed before.
+                # Later statements than the lock's, so that they see all that was committed before.
+                check_apart(owner, unit, apart, writer)
                 fenced = owner.execute(_FENCE, [epoch + 1, successor, epoch + 1, unit.key, epoch])
                 if fenced.rowcount != 1:
                     raise MoveConflict(f"{writer} does not hold {unit.name} at epoch {epoch}")
@@ -163,6 +169,26 @@ def fence(owner: Connection, unit: Unit, epoch: int, writer: str, successor: str
             # Long enough for the queue that built up behind the lock to be worked off.
             time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
     raise AssertionError("the last try returns or raises")
+
+
+def check_apart(owner: Connection, unit: Unit, apart: Sequence[NsId], name: str) -> None:
+    """Pass when the namespaces that a slot's owner owns by themselves are those that the map knows.
+
+    Another one has been taken out of its slot, or has come home, by somebody who died before the map was
+    told: it would be owned twice once its slot is elsewhere, or by nobody.
+
+    Raises:
+        MoveConflict: they are not.
+    """
+    if not unit.is_slot:
+        return
+    rows = owner.execute(_APART, [unit.first, unit.last]).fetchall()
+    odd = sorted({row[0] for row in rows} ^ set(apart))
+    if odd:
+        raise MoveConflict(
+            f"{name} and the map differ in whether namespace {odd[0]} is placed by itself, as a command died"
+            " amid it: cancel the move, run `shardctl doctor --fix`, and start again"
+        )
 
 
 def activate(heir: Connection, unit: Unit, epoch: int, name: str) -> None:
@@ -210,16 +236,24 @@ def unfence(owner: Connection, unit: Unit, fenced_at: int, epoch: int) -> None:
 
 
 def cut_over(
-    owner: Connection, heir: Connection, unit: Unit, epoch: int, *, writer: str, successor: str
+    owner: Connection,
+    heir: Connection,
+    unit: Unit,
+    epoch: int,
+    *,
+    writer: str,
+    successor: str,
+    apart: Sequence[NsId] = (),
 ) -> CutoverTimes:
     """Hand a unit over from its owner at epoch e to the heir at e+1; how long that took.
 
     Raises:
+        MoveConflict: as `fence`.
         FenceHeld: writers, or the stream, were too slow: the unit is where it was, at epoch e+2 if it had
             been fenced.
     """
     began = time.monotonic()
-    seq = fence(owner, unit, epoch, writer, successor)
+    seq = fence(owner, unit, epoch, writer, successor, apart)
     fenced = time.monotonic()
     faults.fault_point("reshard.cutover.fenced")
     return finish_cut(
@@ -281,6 +315,9 @@ _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 _FENCE: LiteralString = (
     "UPDATE local.ownership SET state = 'f', epoch = %s, successor = %s, successor_epoch = %s"
     " WHERE ns_id = %s AND state = 'a' AND epoch = %s"
+)
+_APART: LiteralString = (
+    "SELECT ns_id FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state IN ('a', 'f')"
 )
 _ACTIVATE: LiteralString = (
     "UPDATE local.ownership SET state = 'a', epoch = %s, successor = NULL, successor_epoch = NULL"

@@ -14,7 +14,7 @@ from sharding.reshard.cleanup import delete_rows, has_rows
 from sharding.reshard.context import MoveContext
 from sharding.reshard.copy import copy_rows
 from sharding.reshard.errors import MoveConflict, MoveRefused, Quarantined
-from sharding.reshard.fence import find_ownership
+from sharding.reshard.fence import check_apart, find_ownership
 from sharding.reshard.model import MoveState, Side, Unit
 from sharding.reshard.own_rows import (
     bring_home,
@@ -61,10 +61,11 @@ def check_move(ctx: MoveContext) -> None:
         is_own = mine is not None and mine.state is OwnershipState.ACTIVE
         if placed.shard != ctx.move.source or (unit.is_slot and not is_own):
             raise MoveConflict(f"{unit.name} is not owned by {ctx.move.source}")
+        check_apart(source, unit, ctx.apart_on(unit, ctx.move.source), ctx.move.source)
     if has_rows(ctx.sites[Side.TARGET], tables, ctx.move.units):
         raise MoveRefused(
-            f"{ctx.move.target} holds rows of what is to move there, left by something that died:"
-            " `shardctl doctor --fix` deletes them"
+            f"{ctx.move.target} holds rows of what is to move there: of a move whose quarantine has not ended"
+            " (`shardctl move list`), or of something that died (`shardctl doctor --fix` deletes them)"
         )
 
 

@@ -9,6 +9,7 @@ from sharding.reshard.catalog import check_tables
 from sharding.reshard.context import MoveContext
 from sharding.reshard.errors import FenceHeld, MoveConflict, VerifyFailed
 from sharding.reshard.fence import (
+    OwnershipRow,
     abort,
     cut_over,
     find_marker,
@@ -105,7 +106,7 @@ def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
     mine = find_ownership(owner, unit.key)
     if mine is None:
         raise MoveConflict(f"{unit.name} has no owner; run `shardctl doctor`")
-    if mine.state is OwnershipState.FENCED and is_forwards:
+    if mine.state is OwnershipState.FENCED and is_forwards and _can_take(theirs, mine.epoch):
         writer, successor = ctx.move.shard(unit.holder), ctx.move.shard(unit.holder.other)
         seq = find_marker(owner, unit, writer)
         times = finish_cut(owner, heir, unit, mine.epoch - 1, seq, writer=writer, successor=successor)
@@ -121,6 +122,13 @@ def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
     return _publish(ctx, unit, unit.holder, kept)
 
 
+def _can_take(heir: OwnershipRow | None, epoch: int) -> bool:
+    """Whether an activation at an epoch would succeed; it would not once a call-off has begun."""
+    if heir is None or heir.epoch >= epoch:
+        return False
+    return heir.state in (OwnershipState.IMPORTING, OwnershipState.FENCED)
+
+
 def _cut(ctx: MoveContext, unit: Unit) -> Unit:
     owner, heir = ctx.conn(unit.holder), ctx.conn(unit.holder.other)
     writer, successor = ctx.move.shard(unit.holder), ctx.move.shard(unit.holder.other)
@@ -129,8 +137,11 @@ def _cut(ctx: MoveContext, unit: Unit) -> Unit:
     begin_cut(ctx.directory, ctx.move, unit)
     faults.fault_point("reshard.cutover.begun")
     try:
-        ctx.cutovers.append(cut_over(owner, heir, unit, epoch, writer=writer, successor=successor))
-    except FenceHeld:
+        times = cut_over(
+            owner, heir, unit, epoch, writer=writer, successor=successor, apart=ctx.apart_on(unit, writer)
+        )
+        ctx.cutovers.append(times)
+    except (FenceHeld, MoveConflict):
         _replace(ctx, settle(ctx, replace(unit, is_cutting=True), is_forwards=False))
         raise
     return _publish(ctx, unit, unit.holder.other, epoch + 1)
