@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from ops.cluster import DIRECTORY_DSN_VARIABLE, find_directory_dsn
@@ -13,12 +14,22 @@ from ops.commands.dev import DataDirOption, layout_of
 from ops.dev_setup import read_record
 from ops.doctor.backups import MAX_BACKUP_AGE, check_backups, check_work
 from ops.doctor.finding import Finding, Verdict
+from ops.doctor.moves import Mend, fix_moves
 from ops.doctor.run import examine
 from ops.errors import EXIT_FAILURE, NoCluster
-from ops.output import OutputFormat, OutputOption, print_table, show
+from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.session import load_map
 
 _URL_VARIABLES = ("SHARDBOX_METASERVER_URLS", "SHARDBOX_BLOCKSERVER_URLS", "SHARDBOX_NOTIFSERVER_URLS")
+
+
+class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found, after what was put right."""
+
+    is_healthy: bool
+    """Whether no check fails."""
+    mended: list[Mend]
+    findings: list[Finding]
 
 
 def doctor(
@@ -36,19 +47,31 @@ def doctor(
     backup_age_h: Annotated[
         float, typer.Option(min=0, help="How many hours old the newest base backup may be.")
     ] = MAX_BACKUP_AGE.total_seconds() / 3600,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Put right what moves have left behind, then look again.")
+    ] = False,
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
-    """Look at the whole cluster; say what is wrong and what to do. Exit status 1 when a check fails."""
+    """Look at the whole cluster; say what is wrong and what to do. Exit status 1 when a check fails.
+
+    `--fix` may be run beside clients and moves: it touches nothing that one of them needs.
+    """
     directory_dsn = find_directory_dsn(data_dir)
+    mends = fix_moves(directory_dsn, _say_mend) if fix else []
     findings = examine(directory_dsn, url or _default_urls(data_dir))
     findings += _check_backups(directory_dsn, backups, timedelta(hours=backup_age_h), data_dir)
     columns = ["check", "of", "verdict", "detail", "remedy"]
     rows = [(f.check, f.subject, f.verdict, f.detail, f.remedy or "") for f in findings]
     is_healthy = all(f.verdict is not Verdict.FAIL for f in findings)
-    show({"is_healthy": is_healthy, "findings": findings}, output, lambda: print_table(columns, rows))
+    report = DoctorReport(is_healthy=is_healthy, mended=mends, findings=findings)
+    show(report, output, lambda: print_table(columns, rows))
     if not is_healthy:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _say_mend(mend: Mend) -> None:
+    say(f"{mend.subject}: {mend.detail}" if mend.is_done else f"{mend.subject}: NOT mended: {mend.detail}")
 
 
 def _check_backups(

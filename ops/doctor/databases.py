@@ -92,7 +92,12 @@ def _check_server(conn: Connection, subject: str) -> Iterator[Finding]:
     if doubtful:
         remedy = "find out what became of them (pg_prepared_xacts): they hold their locks, and fences off"
         yield warn("in_doubt", subject, f"{doubtful} prepared transactions are older than a minute", remedy)
-    slots = _scalar(conn, "SELECT count(*) FROM pg_replication_slots WHERE NOT active")
+    # Those of moves are judged with the moves (`ops.doctor.moves`): in a copy nobody reads them.
+    slots = _scalar(
+        conn,
+        "SELECT count(*) FROM pg_replication_slots WHERE NOT active"
+        " AND slot_name !~ '^shardbox_[0-9a-f]{8}_[0-9]+(_back)?$'",
+    )
     if slots:
         remedy = "drop those that nothing will read any more: they keep WAL (pg_replication_slots)"
         yield warn("replication_slots", subject, f"{slots} replication slots are idle", remedy)

@@ -1,15 +1,20 @@
 """All checks over a whole cluster."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
+
 from migrations import Tree
-from ops.doctor.databases import check_database
+from ops.doctor.databases import check_database, connect, read_ownership
 from ops.doctor.finding import Finding, fail, ok
-from ops.doctor.ownership import OwnershipRow, check_ownership
+from ops.doctor.moves import LOOK_AGAIN_S, PATIENCE_S, check_moves
+from ops.doctor.ownership import OwnershipFaults, OwnershipRow, describe_faults, find_faults
 from ops.errors import NoCluster
 from ops.readiness import http_status
 from ops.session import load_map
+from sharding.shardmap import ShardMap
 
 PARALLEL = 16
 
@@ -32,13 +37,49 @@ def examine(directory_dsn: str, server_urls: Sequence[str]) -> list[Finding]:
             )
             return [*findings, missing, *servers]
         names = sorted(shard_map.shards)
-        checked = list(pool.map(lambda n: check_database(n, Tree.SHARD, shard_map.shards[n].dsn), names))
+        dsns = {name: shard_map.shards[name].dsn for name in names}
+        checked = {name: pool.submit(check_database, name, Tree.SHARD, dsn) for name, dsn in dsns.items()}
+        results = {name: check.result() for name, check in checked.items()}
+    readable = {name: dsns[name] for name, (_, owned) in results.items() if owned is not None}
+    findings += [finding for found, _ in results.values() for finding in found]
+    return [*findings, *_check_owners(directory_dsn, readable), *_check_moves(directory_dsn), *servers]
+
+
+def _check_owners(directory_dsn: str, shard_dsns: Mapping[str, str]) -> list[Finding]:
+    """What several looks find: a cutover may lie between what one look asks of two shards."""
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        shard_map, faults = _look_for_faults(directory_dsn, shard_dsns)
+        while faults and time.monotonic() < deadline:
+            time.sleep(LOOK_AGAIN_S)
+            shard_map, again = _look_for_faults(directory_dsn, shard_dsns)
+            faults &= again
+    except (NoCluster, psycopg.Error) as error:
+        return [_lost("ownership", error)]
+    return describe_faults(faults, shard_map, is_whole=len(shard_dsns) == len(shard_map.shards))
+
+
+def _look_for_faults(directory_dsn: str, shard_dsns: Mapping[str, str]) -> tuple[ShardMap, OwnershipFaults]:
     rows: dict[str, list[OwnershipRow]] = {}
-    for name, (found, owned) in zip(names, checked, strict=True):
-        findings += found
-        if owned is not None:
-            rows[name] = owned
-    return [*findings, *check_ownership(shard_map, rows), *servers]
+    for name, dsn in shard_dsns.items():
+        with connect(dsn) as conn:
+            rows[name] = read_ownership(conn)
+    shard_map = load_map(directory_dsn)
+    return shard_map, find_faults(shard_map, rows)
+
+
+def _check_moves(directory_dsn: str) -> list[Finding]:
+    try:
+        return check_moves(directory_dsn)
+    except psycopg.errors.UndefinedTable:
+        return []  # a directory of an older schema, which is said already
+    except (NoCluster, psycopg.Error) as error:
+        return [_lost("moves", error)]
+
+
+def _lost(check: str, error: Exception) -> Finding:
+    text = f"a server went away meanwhile: {str(error).strip()}"
+    return fail(check, "cluster", text, "look again")
 
 
 def _check_server(url: str) -> Finding:

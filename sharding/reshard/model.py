@@ -60,6 +60,8 @@ RESTING = frozenset({MoveState.PLANNED, MoveState.READY, MoveState.SOAKING}) | E
 """States whose work is none."""
 STREAMED = frozenset(MoveState) - ENDED - {MoveState.PLANNED, MoveState.DELETING, MoveState.CLEARING}
 """States in which a change of the tables would break a stream."""
+BEFORE_COPY = frozenset({MoveState.PLANNED, MoveState.PREPARING})
+"""States in which a move has no rows on its target yet."""
 _BUILD = (
     MoveState.PLANNED,
     MoveState.PREPARING,
@@ -228,3 +230,7 @@ class Move:
     def shard(self, side: Side) -> str:
         """The name of one of its shards."""
         return self.source if side is Side.SOURCE else self.target
+
+    def covers(self, ns_id: NsId) -> bool:
+        """Whether a namespace's rows are among those that move."""
+        return any(unit.first <= ns_id <= unit.last and ns_id not in unit.excluded for unit in self.units)
