@@ -13,11 +13,26 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from ops.errors import UsageError
 from ops.output import say
+from ops.session import connect_directory
+from sharding.directory import load_map_sync
 from sharding.reshard.cleanup import DeleteProgress
 from sharding.reshard.copy import CopyProgress
 from sharding.reshard.fence import CutoverTimes
-from sharding.reshard.model import RESTING, Goal, Move, MoveState, Unit, namespace_unit, slot_unit
+from sharding.reshard.model import (
+    RESTING,
+    STREAMED,
+    Goal,
+    Move,
+    MoveState,
+    Side,
+    Unit,
+    namespace_unit,
+    slot_unit,
+)
+from sharding.reshard.records import list_moves
 from sharding.reshard.runner import Entered, Event, MoveRunner, Progressed, RunReport
+from sharding.reshard.sites import Site
+from sharding.reshard.stream import renew_connection, stream_name
 from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
 from wire.ids import NsId, Slot, slot_of, system_ns
@@ -289,3 +304,25 @@ class MoveDisplay:
             total=progress.rows_expected,
             rate=f"{progress.rows_per_s:,.0f} rows/s",
         )
+
+
+def renew_streams(directory_dsn: str, shard: str) -> None:
+    """Let the streams from a shard connect with its password as it is now.
+
+    Raises:
+        StreamBroken: a subscriber does not take it.
+    """
+    with connect_directory(directory_dsn) as conn:
+        moves = [move for move in list_moves(conn, is_live_only=True) if move.state in STREAMED]
+        shard_map = load_map_sync(conn)
+    for move in moves:
+        for side in Side:
+            if move.shard(side) != shard:
+                continue
+            name = stream_name(shard_map.cluster_id, move.move_id, is_back=side is Side.TARGET)
+            publisher, subscriber = (
+                Site(info.name, info.dsn, info.replication_dsn)
+                for info in (shard_map.shards[shard], shard_map.shards[move.shard(side.other)])
+            )
+            with subscriber.connect() as peer:
+                renew_connection(peer, publisher, name)

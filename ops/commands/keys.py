@@ -13,6 +13,7 @@ from ops.commands.dev import DataDirOption, layout_of
 from ops.dev_setup import read_record
 from ops.errors import UsageError
 from ops.keys import LOADED_TIMEOUT_S, KeyKind, KeyStore, rotate, wait_until_loaded
+from ops.moves import renew_streams
 from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.passwords import rotate_password
 from ops.session import load_map
@@ -125,6 +126,8 @@ def password(
         raise UsageError("name the password file: --passfile")
     for name in names:
         rotate_password(name, dsns[name], path)
+        if name != DIRECTORY:
+            renew_streams(directory_dsn, name)
         say(f"{name} has a new password")
     show({"servers": names}, output, lambda: None)
 

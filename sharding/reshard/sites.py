@@ -9,6 +9,8 @@ from sharding.directory import Connection
 
 APPLICATION = "shardctl move"
 CONNECT_TIMEOUT_S = 5
+_WITH_TRANSACTION_TIMEOUT = 170_000
+"""The first version that has the setting, which for others is an error."""
 _SESSION = {
     # A copy may stand still for as long as its throttle wants; what must be bounded sets a bound of its own.
     "statement_timeout": "0",
@@ -34,30 +36,34 @@ class Site:
             options: settings of the session, such as `lock_timeout="200ms"`.
         """
         settings = " ".join(f"-c {name}={value}" for name, value in (_SESSION | options).items())
-        return psycopg.connect(
-            make_conninfo(
-                self.dsn,
-                options=settings,
-                application_name=APPLICATION,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                keepalives_idle=5,
-                tcp_user_timeout=10_000,
-            ),
-            autocommit=True,
+        return _without_end(
+            psycopg.connect(
+                make_conninfo(
+                    self.dsn,
+                    options=settings,
+                    application_name=APPLICATION,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    keepalives_idle=5,
+                    tcp_user_timeout=10_000,
+                ),
+                autocommit=True,
+            )
         )
 
     def connect_replication(self, **options: str) -> Connection:
         """A connection that also takes the commands of the replication protocol; without parameters only."""
         settings = " ".join(f"-c {name}={value}" for name, value in options.items())
-        return psycopg.connect(
-            make_conninfo(
-                self.replication_dsn or self.dsn,
-                replication="database",
-                options=settings,
-                application_name=APPLICATION,
-                connect_timeout=CONNECT_TIMEOUT_S,
-            ),
-            autocommit=True,
+        return _without_end(
+            psycopg.connect(
+                make_conninfo(
+                    self.replication_dsn or self.dsn,
+                    replication="database",
+                    options=settings,
+                    application_name=APPLICATION,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                ),
+                autocommit=True,
+            )
         )
 
     def subscription_conninfo(self) -> str:
@@ -79,3 +85,10 @@ class Site:
             # A slot waits for every transaction under way: one that never ends is to be heard of.
             options="-c lock_timeout=5s -c statement_timeout=0",
         )
+
+
+def _without_end(conn: Connection) -> Connection:
+    """The connection, whose transactions may last for as long as a copy does."""
+    if conn.info.server_version >= _WITH_TRANSACTION_TIMEOUT:
+        conn.execute("SET transaction_timeout = 0")
+    return conn

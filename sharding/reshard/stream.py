@@ -246,6 +246,7 @@ def ensure_subscription(subscriber: Connection, publisher: Site, name: str) -> N
     if former is not None:
         if former != (name, [name], "none", "d"):
             raise StreamBroken(f"subscription {name} was not made by this move: drop it, and resume")
+        renew_connection(subscriber, publisher, name)
         return
     conninfo = publisher.subscription_conninfo()
     statement = sql.SQL(
@@ -254,14 +255,34 @@ def ensure_subscription(subscriber: Connection, publisher: Site, name: str) -> N
         # A lost connection is an error, too: a stream must find back to a server that was restarted.
         " disable_on_error = false, streaming = parallel, enabled = true)"
     ).format(name=sql.Identifier(name), conninfo=sql.Literal(conninfo))
+    _execute_unseen(subscriber, statement, publisher.name, conninfo)
+    faults.fault_point("reshard.stream.subscribed")
+
+
+def renew_connection(subscriber: Connection, publisher: Site, name: str) -> None:
+    """Let a subscription connect with the publisher's address and password as they are now, if there is one.
+
+    Raises:
+        StreamBroken: the subscriber does not take it.
+    """
+    if subscriber.execute(_SUBSCRIPTION, [name]).fetchone() is None:
+        return
+    conninfo = publisher.subscription_conninfo()
+    statement = sql.SQL("ALTER SUBSCRIPTION {} CONNECTION {}").format(
+        sql.Identifier(name), sql.Literal(conninfo)
+    )
+    _execute_unseen(subscriber, statement, publisher.name, conninfo)
+
+
+def _execute_unseen(conn: Connection, statement: sql.Composed, publisher: str, conninfo: str) -> None:
+    """Execute a statement that holds a password."""
     try:
-        with subscriber.transaction():
-            _log_no_statements(subscriber)
-            subscriber.execute(statement)
+        with conn.transaction():
+            _log_no_statements(conn)
+            conn.execute(statement)
     except psycopg.Error as error:
         # Without the cause: it could be shown with what it was about.
-        raise StreamBroken(f"no subscription to {publisher.name}: {_masked(str(error), conninfo)}") from None
-    faults.fault_point("reshard.stream.subscribed")
+        raise StreamBroken(f"no subscription to {publisher}: {_masked(str(error), conninfo)}") from None
 
 
 def drop_subscription(conn: Connection, name: str) -> None:
