@@ -42,7 +42,7 @@ async def test_a_stream_connects_with_the_new_password(
 
     before = await password(estate.home, is_back=True)
     with monkeypatch.context() as patch:
-        # The server here takes what the run's password file has; what counts is what the subscription is told.
+        # The servers here keep their passwords: what counts is what the subscription is told.
         patch.setattr(
             "sharding.reshard.sites.Site.subscription_conninfo", lambda site: f"{site.dsn}?password=new"
         )
