@@ -171,8 +171,12 @@ async def under_load(writers: Sequence[Writer], readers: Sequence[Reader]) -> As
     tasks = [asyncio.create_task(run) for run in runs]
     try:
         yield
-    finally:
         stopping.set()
         await asyncio.gather(*tasks)
+    finally:
+        # What a failed move has left may never be acknowledged.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     for reader in readers:
         await reader.read()
