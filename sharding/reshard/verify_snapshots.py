@@ -110,7 +110,7 @@ def take_pair(owner: Site, follower: Site, units: Sequence[Unit], gate: int) -> 
     mark = _Mark(units[0].key, owner.name, gate)
     with closing(owner.connect(**_READER)) as ours, closing(follower.connect(**_READER)) as theirs:
         with (
-            closing(owner.connect(idle_in_transaction_session_timeout=ABANDONED_LOCKS_TIMEOUT)) as writer,
+            closing(owner.connect()) as writer,
             closing(
                 follower.connect(lock_timeout=GATE_TIMEOUT, idle_session_timeout=ABANDONED_GATE_TIMEOUT)
             ) as keeper,
@@ -186,9 +186,10 @@ def _write_marker(
 def _try_to_mark(writer: Connection, mark: _Mark, slots: Sequence[Slot]) -> bool:
     """Whether the locks were to be had in time; the marker is written then, and not committed."""
     try:
-        with writer.pipeline():
-            writer.execute(_LOCK, [SLOT_LOCK_CLASS, slots])
-            bump_marker(writer, mark.key, mark.writer, mark.gate)
+        # Not in a pipeline, which would save a round trip: after one the server was seen not to end an idle
+        # transaction any more, and writers would wait for a runner that stands still.
+        writer.execute(_LOCK, [SLOT_LOCK_CLASS, slots])
+        bump_marker(writer, mark.key, mark.writer, mark.gate)
     except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
         writer.execute("ROLLBACK")
         return False
@@ -225,8 +226,8 @@ _SET_LOCK_TIMEOUT = sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT_M
 # writers wait, as the stream carries nothing before it has.
 _BEGIN = sql.SQL(
     "BEGIN; SET LOCAL lock_timeout = {0}; SET LOCAL statement_timeout = {0};"
-    " SET LOCAL synchronous_commit = off"
-).format(LOCK_TIMEOUT_MS)
+    " SET LOCAL synchronous_commit = off; SET LOCAL idle_in_transaction_session_timeout = {1}"
+).format(LOCK_TIMEOUT_MS, ABANDONED_LOCKS_TIMEOUT)
 _LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, s) FROM (SELECT unnest(%s::int[]) AS s) slots"
 _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 _FLUSH: LiteralString = "SELECT pg_logical_emit_message(true, 'shardbox.verify', '')"

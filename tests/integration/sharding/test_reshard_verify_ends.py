@@ -53,7 +53,10 @@ def list_held(pair: StreamPair) -> list[tuple[object, ...]]:
 
 def assert_harmless(pair: StreamPair) -> None:
     """Pass when nothing is locked any more, and the stream runs."""
-    wait_for(lambda: not list_held(pair), "nothing locked")
+    try:
+        wait_for(lambda: not list_held(pair), "nothing locked")
+    except AssertionError as error:
+        raise AssertionError(f"still locked: {list_held(pair)}") from error
     pair.catch_up()
 
 
