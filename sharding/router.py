@@ -126,14 +126,22 @@ class Router:
             groups.setdefault(self.placement(ns_id).shard, []).append(ns_id)
         return groups
 
-    def learn(self, key: NsId, successor: Placement) -> bool:
+    def learn(self, key: NsId, successor: Placement, ns_id: NsId | None = None) -> bool:
         """Believe what an ownership row names as its successor, if it is news; whether it is believed now.
 
         Forgotten once the map has caught up. Of a shard that the map does not know yet nothing is learned.
+
+        Args:
+            key: of the row.
+            successor: what it names.
+            ns_id: whom the shard told it for, if not for `key`. Where the map places it by itself, and there
+                it goes by its slot's row, it has come home.
         """
-        if successor.shard in self._pools and self.placement(key).epoch < successor.epoch:
-            self._learned[key] = successor
-        return self.placement(key) == successor
+        asked = key if ns_id is None else ns_id
+        for follower in (key, asked):
+            if successor.shard in self._pools and self.placement(follower).epoch < successor.epoch:
+                self._learned[follower] = successor
+        return self.placement(asked) == successor
 
     def forget(self, key: NsId) -> None:
         """Believe the map again, and what the shard that it names tells."""

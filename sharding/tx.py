@@ -81,8 +81,9 @@ class NotOwned(Exception):
     says to go on.
     """
 
-    def __init__(self, key: NsId, successor: Placement | None):
-        super().__init__(key, successor)
+    def __init__(self, ns_id: NsId, key: NsId, successor: Placement | None):
+        super().__init__(ns_id, key, successor)
+        self.ns_id = ns_id
         self.key = key
         self.successor = successor
 
@@ -271,9 +272,11 @@ class Transactions:
                 reason = "not_owned"
                 # Nobody waits for the directory: a successor is asked at once whether it owns by now, and
                 # the map comes in a few milliseconds, if it has changed at all.
-                is_led = error.successor is not None and self.router.learn(error.key, error.successor)
+                is_led = error.successor is not None and self.router.learn(
+                    error.key, error.successor, error.ns_id
+                )
                 if not is_led and backoff_s >= DOUBT_BACKOFF_S:
-                    self.router.forget(error.key)
+                    self.router.forget(error.ns_id)
                 self.router.refresh_soon()
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as error:
                 failure, reason = Overloaded(f"too many writers at once: {error}"), "serialisation"
@@ -335,7 +338,7 @@ def _check_ownership(
 def _check_row(ns_id: NsId, row: Sequence[object] | None, placement: Placement) -> None:
     """Raise NotOwned unless the effective row is active at the epoch that we believe in."""
     if row is None or row[0] is None:
-        raise NotOwned(ns_id, None)
+        raise NotOwned(ns_id, ns_id, None)
     key, epoch, state, successor, successor_epoch = row
     if state == OwnershipState.ACTIVE and epoch == placement.epoch:
         return
@@ -344,7 +347,7 @@ def _check_row(ns_id: NsId, row: Sequence[object] | None, placement: Placement) 
         following = Placement(successor, successor_epoch)
     elif state == OwnershipState.ACTIVE and isinstance(epoch, int) and epoch > placement.epoch:
         following = Placement(placement.shard, epoch)
-    raise NotOwned(NsId(int(str(key))), following)
+    raise NotOwned(ns_id, NsId(int(str(key))), following)
 
 
 async def _roll_back(conn: Connection) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import time
 
+import psycopg
 import pytest
 
 from metaserver.services.heads import HeadService
 from sharding import tx
 from sharding.bootstrap import create_cluster
 from sharding.pool import POOL_MIN
+from sharding.reshard.own_rows import bring_home
 from sharding.router import Router
 from sharding.shardmap import Placement
 from tests.support.databases import FreshCluster
@@ -229,6 +231,23 @@ async def test_a_single_namespace_moves_and_its_slot_stays(services: Services, f
             assert again.router.placement(estate.ns_id) == Placement(estate.away, 2)
             listed = await again.reads.list_folder(estate.user.caller, ListFolder())
             assert sorted(str(entry.name) for entry in listed.entries) == ["after", "before"]
+
+
+async def test_a_namespace_that_came_home_is_found_before_the_map_knows(
+    services: Services, fresh_cluster: FreshCluster, monkeypatch: pytest.MonkeyPatch
+):
+    """Its own row is gone and its slot's epoch is higher; nobody has told the map, which is out of reach."""
+    async with open_estate(services, fresh_cluster, "namespace") as estate:
+        await estate.own(estate.home, 2, "a")
+        await estate.publish(estate.home, 2)
+        assert await services.router.refresh()
+        await assert_at(estate, estate.home, "by itself")
+        nowhere = "host=127.0.0.1 port=1 dbname=none connect_timeout=1"
+        monkeypatch.setattr(services.router, "_directory_conninfo", nowhere)
+        with psycopg.connect(fresh_cluster.shard_dsns[estate.home], autocommit=True) as conn:
+            epoch = bring_home(conn, estate.ns_id)
+        await assert_at(estate, estate.home, "at home")
+        assert services.router.placement(estate.ns_id) == Placement(estate.home, epoch)
 
 
 async def test_an_own_row_covers_its_slots(slot_estate: Estate):

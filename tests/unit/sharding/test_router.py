@@ -108,3 +108,21 @@ async def test_an_older_map_changes_nothing(router: Router):
     await router._apply(make_map(2, Placement("two", 4)))
     await router._apply(make_map(1, Placement("one", 3)))
     assert router.placement(NsId(ALONE)) == Placement("two", 4)
+
+
+async def test_a_namespace_that_came_home_is_followed_by_its_slots_row(router: Router):
+    """Where the map places it by itself, its slot's row counted: it has none of its own any more."""
+    await router._apply(make_map(1, Placement("one", 3), alone=Placement("one", 4)))
+    assert router.learn(SLOT, Placement("one", 5), ALONE)
+    assert router.placement(ALONE) == router.placement(BESIDE) == Placement("one", 5)
+    assert router.learn(SLOT, Placement("two", 6), ALONE)
+    assert router.placement(ALONE) == Placement("two", 6)
+    await router._apply(make_map(2, Placement("two", 6)))
+    assert router._learned == {}
+
+
+async def test_nobody_is_led_to_where_he_comes_from(router: Router):
+    """What its slot's row says cannot help a namespace whose own placement is the newer one."""
+    await router._apply(make_map(1, Placement("one", 3), alone=Placement("one", 7)))
+    assert not router.learn(SLOT, Placement("two", 5), ALONE)
+    assert router.placement(ALONE) == Placement("one", 7)
