@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 import psycopg
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from ops.errors import OpsError, UsageError
@@ -167,7 +168,21 @@ def write_directory(directory_dsn: str, found: Found, tell: Tell, *, is_dry_run:
                 "INSERT INTO overrides (ns_id, shard, epoch) VALUES (%s, %s, %s)",
                 [(key, p.shard, p.epoch) for key, p in sorted(found.rebuilt.overrides.items())],
             )
+            # Why a namespace is placed by itself, only the directory knew. It stays where it is until told
+            # otherwise: somebody may have said that its data must not be elsewhere.
+            cursor.executemany(
+                "INSERT INTO pins (ns_id, shard) VALUES (%s, %s)",
+                [(key, p.shard) for key, p in sorted(found.rebuilt.overrides.items())],
+            )
+            # No number of a move is given out again: the lost ones' streams may still bear theirs.
+            cursor.execute(
+                sql.SQL("ALTER TABLE moves ALTER COLUMN move_id RESTART WITH {}").format(
+                    sql.Literal(int(time.time()) // 60)
+                )
+            )
             faults.fault_point("ops.restore.directory_written")
         faults.fault_point("ops.restore.directory_committed")
         tell(f"wrote map version {load_map_sync(conn).version}")
+        if report.override_count:
+            tell(f"{report.override_count} namespaces that lay by themselves are pinned to where they are")
     return report

@@ -85,6 +85,8 @@ def _check_shards(shard_map: ShardMap, source: str, target: str) -> None:
             raise MoveConflict(f"there is no shard {name!r}")
     if source == target:
         raise MoveConflict(f"it is on {source} already")
+    if not shard_map.shards[target].is_in_service:
+        raise MoveConflict(f"{target} drains, and takes nothing")
 
 
 def _check_pins(conn: Connection, shard_map: ShardMap, unit: Unit, target: str) -> None:
@@ -161,6 +163,10 @@ def advance_move(conn: Connection, move: Move, state: MoveState) -> Move:
         if has_ended or state is MoveState.DELETING:
             # What is left to be done then heeds ownership by itself, and the units may move on.
             conn.execute("UPDATE move_units SET is_live = false WHERE move_id = %s", [move.move_id])
+        if state is MoveState.CANCELLED:
+            # The pin came with the move. One that was cancelled before it began has no other step.
+            for unit in move.units:
+                drop_pin_to(conn, unit.key, move.target)
     return get_move(conn, move.move_id)
 
 

@@ -26,16 +26,17 @@ from ops.ports import reserve_port
 from ops.restore.directory import ask_shards, write_directory
 from ops.shards import read_dsn
 from sharding.bootstrap import create_cluster
-from sharding.directory import Connection, list_shards, load_map_sync
+from sharding.directory import Connection, list_pins, list_shards, load_map_sync
 from sharding.locks import MIGRATION_LOCK_CLASS
-from sharding.reshard.model import STREAMED, Goal, MoveOptions, MoveState, slot_unit
+from sharding.reshard.errors import MoveConflict
+from sharding.reshard.model import STREAMED, Goal, MoveOptions, MoveState, Unit, slot_unit
 from sharding.reshard.records import (
     insert_move,
     lock_map,
     publish_placement,
     withdraw_override,
 )
-from sharding.shardmap import Placement
+from sharding.shardmap import Pin, Placement
 from tests.integration.ops.test_commands import Shardctl
 from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster, PgServers, drop_database
@@ -274,6 +275,38 @@ def test_what_is_recorded_of_shards_is_in_a_directory_that_is_rebuilt(
     assert rebuilt.shards == kept.shards
     assert rebuilt.shards["shard-2"].replication_dsn == "host=inside dbname=x"
     assert (rebuilt.slots, rebuilt.version > kept.version) == (kept.slots, True)
+
+
+def test_a_directory_that_is_rebuilt_pins_what_lay_by_itself(
+    both: Shardctl, directory: Connection, fresh_cluster: FreshCluster
+) -> None:
+    ns_id = make_ns_id(Slot(0), 5)
+    holder = load_map_sync(directory).slots[0].shard
+    with psycopg.connect(fresh_cluster.shard_dsns[holder], autocommit=True) as shard:
+        shard.execute("INSERT INTO local.ownership (ns_id, epoch, state) VALUES (%s, 7, 'a')", [ns_id])
+    found = ask_shards(fresh_cluster.shard_dsns, None, [])
+    directory.execute("TRUNCATE cluster, shards, shard_map, overrides, pins")
+
+    write_directory(fresh_cluster.directory_dsn, found, print, is_dry_run=False)
+
+    assert load_map_sync(directory).overrides == {ns_id: Placement(holder, 7)}
+    assert list_pins(directory) == {ns_id: Pin(shard=holder)}
+    again = insert_move(directory, *other_way(directory, Slot(3)), MoveOptions(), Goal.READY)
+    assert again.move_id > 1_000_000  # streams of moves that the lost directory knew may be there
+
+
+def other_way(directory: Connection, slot: Slot) -> tuple[str, str, list[Unit]]:
+    """Source, target and unit of a move of a slot."""
+    shard_map = load_map_sync(directory)
+    source = shard_map.slots[slot].shard
+    return source, next(name for name in shard_map.shards if name != source), [slot_unit(system_ns(slot))]
+
+
+def test_a_shard_that_drains_takes_nothing(both: Shardctl, directory: Connection) -> None:
+    source, target, units = other_way(directory, Slot(3))
+    both.json("shard", "drain", target)
+    with pytest.raises(MoveConflict, match=f"{target} drains"):
+        insert_move(directory, source, target, units, MoveOptions(), Goal.READY)
 
 
 # ---- Draining, planning
