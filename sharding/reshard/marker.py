@@ -37,18 +37,22 @@ def bump_marker(conn: Connection, key: NsId, writer: str, gate: int | None = Non
 
 
 def wait_for_marker(conn: Connection, key: NsId, writer: str, seq: int, timeout_s: float) -> None:
-    """Return once the subscriber has a marker.
+    """Return once the subscriber has a marker, the newest that there is.
 
     Raises:
-        MarkerLate: it did not come in time.
+        MarkerLate: it did not come in time; or the subscriber has a later one, which its publisher has lost
+            or never wrote, so that nothing tells how far the stream is.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         row = conn.execute(
-            "SELECT seq >= %s FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [seq, key, writer]
+            "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [key, writer]
         ).fetchone()
-        if row is not None and row[0]:
+        found = 0 if row is None else int(row[0])
+        if found == seq:
             return
+        if found > seq:
+            raise MarkerLate(f"marker {found} of {writer} is there, which wrote {seq} last: cancel the move")
         if time.monotonic() > deadline:
             raise MarkerLate(f"the stream from {writer} brought nothing new within {timeout_s:g} s")
         time.sleep(POLL_S)
