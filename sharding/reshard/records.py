@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import LiteralString
 
 import msgspec
@@ -17,6 +19,8 @@ from wire.ids import NsId, slot_of, system_ns
 _COLUMNS: LiteralString = (
     "move_id, source, target, state, goal, options::text, is_paused, error, extract(epoch FROM retired_at)"
 )
+_UNIT_COLUMNS: LiteralString = "key, first, last, excluded, holder, is_cutting"
+_UNIT_WIDTH = 6
 
 
 def insert_move(
@@ -25,24 +29,13 @@ def insert_move(
     """A new move in state PLANNED.
 
     Raises:
-        MoveConflict: a unit is not the source's by the map, or part of another move; or the slot of a
-            namespace is, or a namespace of a slot.
+        MoveConflict: as `check_units`.
 
     Tx: one of its own, under the map lock, so that what is checked holds until it is recorded.
     """
     with conn.transaction():
         lock_map(conn)
-        shard_map = load_map_sync(conn)
-        _check_shards(shard_map, source, target)
-        for unit in units:
-            check_is_free(conn, unit.key)
-            placed = shard_map.placement(unit.key)
-            if placed is None or placed.shard != source:
-                raise MoveConflict(f"{unit.name} is not on {source} by the map")
-            away = {n for n in shard_map.overrides if unit.is_slot and slot_of(n) == slot_of(unit.key)}
-            if away != set(unit.excluded):
-                raise MoveConflict(f"the namespaces of {unit.name} that are placed by themselves changed")
-            _check_pins(conn, shard_map, unit, target)
+        check_units(conn, source, target, units)
         row = conn.execute(
             "INSERT INTO moves (source, target, state, goal, options) VALUES (%s, %s, %s, %s, %s::jsonb)"
             " RETURNING move_id",
@@ -56,6 +49,26 @@ def insert_move(
                 [(row[0], u.key, u.first, u.last, list(u.excluded)) for u in units],
             )
     return get_move(conn, int(row[0]))
+
+
+def check_units(conn: Connection, source: str, target: str, units: Sequence[Unit]) -> None:
+    """Pass when units can begin to move.
+
+    Raises:
+        MoveConflict: the target takes nothing; a unit is not the source's by the map, or part of another
+            move, or the slot of a namespace is, or a namespace of a slot; or a pin would be broken.
+    """
+    shard_map = load_map_sync(conn)
+    _check_shards(shard_map, source, target)
+    for unit in units:
+        check_is_free(conn, unit.key)
+        placed = shard_map.placement(unit.key)
+        if placed is None or placed.shard != source:
+            raise MoveConflict(f"{unit.name} is not on {source} by the map")
+        away = {n for n in shard_map.overrides if unit.is_slot and slot_of(n) == slot_of(unit.key)}
+        if away != set(unit.excluded):
+            raise MoveConflict(f"the namespaces of {unit.name} that are placed by themselves changed")
+        _check_pins(conn, shard_map, unit, target)
 
 
 def lock_map(conn: Connection) -> None:
@@ -117,19 +130,19 @@ def list_moves(conn: Connection, *, is_live_only: bool = False) -> list[Move]:
 
 
 def _read_moves(conn: Connection, where: LiteralString, params: list[object]) -> list[Move]:
-    # Of one snapshot: a move and its units change together.
-    with conn.transaction():
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        moves = conn.execute(f"SELECT {_COLUMNS} FROM moves {where} ORDER BY move_id", params).fetchall()
-        units = conn.execute(
-            "SELECT move_id, key, first, last, excluded, holder, is_cutting FROM move_units"
-            " WHERE move_id = ANY(%s) ORDER BY key",
-            [[row[0] for row in moves]],
-        ).fetchall()
-    return [_to_move(row, [u for u in units if u[0] == row[0]]) for row in moves]
+    # In one statement, as a move and its units change together.
+    rows = conn.execute(
+        f"SELECT {_COLUMNS}, {_UNIT_COLUMNS} FROM moves LEFT JOIN move_units USING (move_id) {where}"
+        " ORDER BY move_id, key",
+        params,
+    ).fetchall()
+    return [_to_move(list(of_one)) for _, of_one in groupby(rows, key=itemgetter(0))]
 
 
-def _to_move(row: TupleRow, units: Sequence[TupleRow]) -> Move:
+def _to_move(rows: Sequence[TupleRow]) -> Move:
+    """A move from its rows, one for each unit."""
+    row = rows[0]
+    units = (u[-_UNIT_WIDTH:] for u in rows)
     return Move(
         move_id=row[0],
         source=row[1],
@@ -137,7 +150,7 @@ def _to_move(row: TupleRow, units: Sequence[TupleRow]) -> Move:
         state=MoveState(row[3]),
         goal=Goal(row[4]),
         options=msgspec.json.decode(row[5], type=MoveOptions),
-        units=tuple(Unit(u[1], u[2], u[3], tuple(u[4]), Side(u[5]), u[6]) for u in units),
+        units=tuple(Unit(u[0], u[1], u[2], tuple(u[3]), Side(u[4]), u[5]) for u in units if u[0] is not None),
         is_paused=row[6],
         error=row[7],
         retired_at_s=None if row[8] is None else float(row[8]),
