@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -51,6 +51,9 @@ RETRY_S = 0.5
 PROGRESS_INTERVAL_S = 1.0
 
 WORKING = tuple(state for state in MoveState if state not in RESTING)
+_NOTICE_SOON: LiteralString = (
+    "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+)
 _REFUSALS = (VerifyFailed, FenceHeld, StreamBroken, TablesDiffer, MoveConflict)
 faults.declare(
     *(f"reshard.{state}.{when}" for state in WORKING for when in ("before", "after")),
@@ -124,6 +127,7 @@ class MoveRunner:
                 if state is not None and state is not seen:
                     seen, deadline = state, time.monotonic() + PATIENCE_S
                 if time.monotonic() > deadline or self._stop.is_set():
+                    self._note_loss(move_id, error)
                     raise
                 self._on_event(Waited(move_id, str(error).strip()))
                 self._stop.wait(RETRY_S)
@@ -162,6 +166,11 @@ class MoveRunner:
                 return get_move(directory, move_id).state
         except psycopg.OperationalError:
             return None
+
+    def _note_loss(self, move_id: int, error: psycopg.OperationalError) -> None:
+        """Record what the run gave up for, unless it was the directory."""
+        with suppress(psycopg.OperationalError), self._connect() as directory:
+            set_error(directory, move_id, f"database_unavailable: {str(error).strip()}")
 
     def _run_once(self, move_id: int, goal: Goal | None, cutovers: list[CutoverTimes]) -> RunReport:
         with self._context(move_id) as ctx:
@@ -222,13 +231,17 @@ class MoveRunner:
         return Control(throttle, is_paused, self._stop.is_set())
 
     def _connect(self) -> Connection:
-        return psycopg.connect(
+        conn = psycopg.connect(
             self._directory_dsn,
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name=APPLICATION,
             keepalives_idle=5,
         )
+        # The move is locked as long as the server believes in this session: for two hours by default after
+        # the machine is gone.
+        conn.execute(_NOTICE_SOON)
+        return conn
 
     @contextmanager
     def _context(self, move_id: int, move: Move | None = None) -> Generator[MoveContext]:
@@ -236,6 +249,9 @@ class MoveRunner:
             directory = closing.enter_context(self._connect())
             move = move or get_move(directory, move_id)
             shards = load_map_sync(directory).shards
+            for name in (move.source, move.target):
+                if name not in shards:
+                    raise MoveConflict(f"{name}, which move {move_id} is about, is no shard any more")
             sites = {
                 side: Site(name, shards[name].dsn, shards[name].replication_dsn)
                 for side in Side

@@ -17,6 +17,10 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "0",
     "timezone": "UTC",
     "jit": "off",
+    # By default a server notices after two hours that a machine is gone, and keeps its locks until then.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
 }
 
 
