@@ -1,5 +1,6 @@
 """What the commands that move things have in common: choosing units, running a move, telling how it goes."""
 
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,13 @@ from sharding.reshard.stream import renew_connection, stream_name
 from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
 from wire.ids import NsId, Slot, slot_of, system_ns
+
+_SLOT_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+MAX_QUARANTINE_S = 10 * 365 * 86400.0
+MAX_LAG_MB = 1 << 30
+MAX_COMMIT_MS = 1e6
+MAX_ROWS_PER_S = 10**12
+"""Bounds beyond all sense, which keep infinity out: JSON, in which options are recorded, does not have it."""
 
 
 class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,11 +212,10 @@ def parse_slots(text: str) -> list[int]:
     """
     slots: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        try:
-            begin, end = int(first), int(last or first)
-        except ValueError:
-            raise UsageError(f"not a list of slots such as 3,8-11: {text!r}") from None
+        found = _SLOT_RANGE.fullmatch(part.strip())
+        if found is None:
+            raise UsageError(f"not a list of slots such as 3,8-11: {text!r}")
+        begin, end = int(found[1]), int(found[2] or found[1])
         if begin > end:
             raise UsageError(f"{part!r} ends before it begins")
         slots.update(range(begin, end + 1))

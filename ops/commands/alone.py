@@ -9,10 +9,12 @@ from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
 from ops.commands.move import show_run
 from ops.errors import UsageError
-from ops.moves import one_namespace, source_of
+from ops.moves import MAX_QUARANTINE_S, one_namespace, source_of
 from ops.output import OutputFormat, OutputOption, say, show
 from ops.session import connect_directory, load_map
+from sharding.directory import list_pins
 from sharding.reshard.alone import come_home, keep_here
+from sharding.reshard.errors import MoveConflict
 from sharding.reshard.model import Goal, MoveOptions
 from sharding.reshard.records import delete_pin, insert_move, insert_pin
 from sharding.shardmap import Pin, ShardMap
@@ -21,7 +23,10 @@ from wire.ids import NsId, parse_ns_id, slot_of, system_ns
 NamespaceArgument = Annotated[str, typer.Argument(metavar="NAMESPACE", help="A namespace's id.")]
 UntilOption = Annotated[Goal, typer.Option(help="Where to stop: ready, soaking or completed.")]
 QuarantineOption = Annotated[
-    float, typer.Option(min=0, help="Seconds that the old rows stay after the point of no return.")
+    float,
+    typer.Option(
+        min=0, max=MAX_QUARANTINE_S, help="Seconds that the old rows stay after the point of no return."
+    ),
 ]
 _QUARANTINE_S = MoveOptions().quarantine_s
 
@@ -43,16 +48,28 @@ def move(
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
-    """Move one namespace to a shard and pin it there; `unpin` lets it come home."""
+    """Move one namespace to a shard and pin it there; `unpin` lets it come home.
+
+    One that is pinned to a label keeps that pin, which the shard has to meet.
+    """
     directory = find_directory_dsn(data_dir)
     shard_map = load_map(directory)
     ns_id = _parse(shard_map, namespace)
     _check_shard(shard_map, shard)
+    wanted = _find_label_pin(directory, ns_id) or Pin(shard=shard)
+    if not wanted.is_met_by(shard_map.shards[shard]):
+        raise MoveConflict(f"namespace {ns_id} is pinned to {wanted}, which {shard} is not: unpin it first")
     placed = shard_map.placement(ns_id)
     if placed is not None and placed.shard == shard:
-        _pin(directory, ns_id, Pin(shard=shard), output)
+        _pin(directory, ns_id, wanted, output)
         return
-    _start(directory, shard_map, ns_id, shard, Pin(shard=shard), until, quarantine, output)
+    _start(directory, shard_map, ns_id, shard, wanted, until, quarantine, output)
+
+
+def _find_label_pin(directory: str, ns_id: NsId) -> Pin | None:
+    with connect_directory(directory) as conn:
+        pin = list_pins(conn).get(ns_id)
+    return pin if pin is not None and pin.label is not None else None
 
 
 def pin(

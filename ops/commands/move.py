@@ -10,6 +10,10 @@ from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
 from ops.errors import OpsError, UsageError
 from ops.moves import (
+    MAX_COMMIT_MS,
+    MAX_LAG_MB,
+    MAX_QUARANTINE_S,
+    MAX_ROWS_PER_S,
     MoveReport,
     ProgressReport,
     one_namespace,
@@ -23,8 +27,10 @@ from ops.moves import (
 )
 from ops.output import OutputFormat, OutputOption, print_table, say, show
 from ops.session import connect_directory, load_map
-from sharding.reshard.model import Goal, Move, MoveOptions, MoveState, Throttle
+from sharding.directory import Connection
+from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Throttle
 from sharding.reshard.records import (
+    check_units,
     find_progress,
     find_verified,
     get_move,
@@ -63,15 +69,22 @@ def start(
         bool, typer.Option("--verify/--no-verify", help="Compare both shards before every switch.")
     ] = True,
     quarantine: Annotated[
-        float, typer.Option(min=0, help="Seconds that the old rows stay after the point of no return.")
+        float,
+        typer.Option(
+            min=0, max=MAX_QUARANTINE_S, help="Seconds that the old rows stay after the point of no return."
+        ),
     ] = _DEFAULT.quarantine_s,
     max_lag_mb: Annotated[
-        int, typer.Option(min=1, help="Slow down while a standby or stream lags by more.")
+        int,
+        typer.Option(min=1, max=MAX_LAG_MB, help="Slow down while a standby or stream lags by more."),
     ] = _DEFAULT.throttle.max_lag_bytes >> 20,
     max_commit_ms: Annotated[
-        float, typer.Option(min=0.1, help="Slow down while a commit on the source takes longer.")
+        float,
+        typer.Option(min=0.1, max=MAX_COMMIT_MS, help="Slow down while a commit on the source takes longer."),
     ] = _DEFAULT.throttle.max_commit_ms,
-    max_rows_per_s: Annotated[int, typer.Option(min=0, help="0: as fast as it goes.")] = 0,
+    max_rows_per_s: Annotated[
+        int, typer.Option(min=0, max=MAX_ROWS_PER_S, help="0: as fast as it goes.")
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, tell the steps, and do nothing.")
     ] = False,
@@ -98,8 +111,8 @@ def start(
         ),
     )
     if dry_run:
-        if to not in shard_map.shards or to == source:
-            raise UsageError(f"there is no other shard {to!r}")
+        with connect_directory(directory) as conn:
+            check_units(conn, source, to, units)
         planned = Move(0, source, to, MoveState.PLANNED, until, options, tuple(units))
         with stop_on_signals() as stop:
             steps = MoveRunner(directory, lambda _: None, stop).dry_run(planned, until)
@@ -239,7 +252,7 @@ def pause(
     Its streams keep running. A paused copy holds back vacuum on the source.
     """
     with connect_directory(find_directory_dsn(data_dir)) as conn:
-        get_move(conn, move_id)
+        _get_live_move(conn, move_id)
         set_paused(conn, move_id, is_paused=True)
         report = report_move(get_move(conn, move_id))
     show(report, output, lambda: _print_move(report))
@@ -248,15 +261,19 @@ def pause(
 @app.command()
 def throttle(
     move_id: MoveArgument,
-    max_lag_mb: Annotated[int | None, typer.Option(min=1, help="As in `move start`.")] = None,
-    max_commit_ms: Annotated[float | None, typer.Option(min=0.1, help="As in `move start`.")] = None,
-    max_rows_per_s: Annotated[int | None, typer.Option(min=0, help="As in `move start`.")] = None,
+    max_lag_mb: Annotated[int | None, typer.Option(min=1, max=MAX_LAG_MB, help="As in `move start`.")] = None,
+    max_commit_ms: Annotated[
+        float | None, typer.Option(min=0.1, max=MAX_COMMIT_MS, help="As in `move start`.")
+    ] = None,
+    max_rows_per_s: Annotated[
+        int | None, typer.Option(min=0, max=MAX_ROWS_PER_S, help="As in `move start`.")
+    ] = None,
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:
     """Change what a move's copy and deletions keep below; a running one follows within a second."""
     with connect_directory(find_directory_dsn(data_dir)) as conn:
-        options = get_move(conn, move_id).options
+        options = _get_live_move(conn, move_id).options
         old = options.throttle
         changed = Throttle(
             max_lag_bytes=old.max_lag_bytes if max_lag_mb is None else max_lag_mb << 20,
@@ -274,9 +291,19 @@ def _go(
     directory = find_directory_dsn(data_dir)
     with connect_directory(directory) as conn:
         move = get_move(conn, move_id)
-    if move.state not in allowed and move.state.value != goal.value:
-        raise MoveStateError(f"move {move_id} is {move.state}: {_REMEDIES[goal]}")
+        if move.state not in allowed and move.state.value != goal.value:
+            raise MoveStateError(f"move {move_id} is {move.state}: {_REMEDIES[goal]}")
+        if move.is_paused and not is_running(conn, move_id):
+            set_paused(conn, move_id, is_paused=False)
+            say(f"move {move_id} was paused, and goes on")
     show_run(directory, move_id, goal, output)
+
+
+def _get_live_move(conn: Connection, move_id: int) -> Move:
+    move = get_move(conn, move_id)
+    if move.state in ENDED:
+        raise MoveStateError(f"move {move_id} is {move.state}: it does nothing more")
+    return move
 
 
 class MoveStateError(OpsError):

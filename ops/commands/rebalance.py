@@ -9,7 +9,7 @@ from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
 from ops.commands.plan import ByOption
 from ops.errors import EXIT_FAILURE
-from ops.moves import MoveDisplay, stop_on_signals
+from ops.moves import MAX_COMMIT_MS, MAX_LAG_MB, MAX_QUARANTINE_S, MoveDisplay, stop_on_signals
 from ops.output import OutputFormat, OutputOption, print_table, show
 from ops.planning import print_plan, report_plan
 from ops.rebalance import Rebalance, RebalanceReport
@@ -35,13 +35,20 @@ def rebalance(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and do nothing.")] = False,
     by: ByOption = Weighing.SLOTS,
     quarantine: Annotated[
-        float, typer.Option(min=0, help="Seconds that old rows stay after the point of no return.")
+        float,
+        typer.Option(
+            min=0,
+            max=MAX_QUARANTINE_S,
+            help="Seconds that old rows stay after the point of no return; for moves that it begins.",
+        ),
     ] = _DEFAULT.quarantine_s,
     max_lag_mb: Annotated[
-        int, typer.Option(min=1, help="Slow down while a standby or stream lags by more.")
+        int,
+        typer.Option(min=1, max=MAX_LAG_MB, help="Slow down while a standby or stream lags by more."),
     ] = _DEFAULT.throttle.max_lag_bytes >> 20,
     max_commit_ms: Annotated[
-        float, typer.Option(min=0.1, help="Slow down while a commit on the source takes longer.")
+        float,
+        typer.Option(min=0.1, max=MAX_COMMIT_MS, help="Slow down while a commit on the source takes longer."),
     ] = _DEFAULT.throttle.max_commit_ms,
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,

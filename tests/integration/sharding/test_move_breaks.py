@@ -1,20 +1,26 @@
 """Moves that were cut off, overtaken or misled: nothing is owned twice, and nothing by nobody."""
 
+import threading
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
+from msgspec.structs import replace
 
-from sharding.reshard import fence
+from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from sharding.directory import change_shard, list_pins, set_shard_state
+from sharding.reshard import fence, runner
 from sharding.reshard.alone import keep_here
 from sharding.reshard.errors import MoveConflict
 from sharding.reshard.fence import find_ownership
 from sharding.reshard.model import Goal, IllegalGoal, MoveOptions, MoveState, namespace_unit, slot_unit
 from sharding.reshard.own_rows import bring_home, take_out
-from sharding.reshard.records import begin_cut, delete_pin, insert_move, insert_pin
-from sharding.shardmap import OwnershipState, Pin
+from sharding.reshard.records import begin_cut, delete_pin, insert_move, insert_pin, list_moves
+from sharding.shardmap import OwnershipState, Pin, ShardState
+from tests.support.commands import OPERATOR, run_command
 from tests.support.databases import FreshCluster
 from tests.support.slot_world import SlotWorld, open_slot_world
-from wire.ids import NsId
+from wire.ids import NsId, slot_of
 
 HOUR = MoveOptions(quarantine_s=3600)
 
@@ -122,3 +128,85 @@ def test_a_goal_that_cannot_be_is_not_kept(world: SlotWorld):
     with pytest.raises(IllegalGoal):
         world.run(move, Goal.READY)
     assert world.find(move).goal is Goal.COMPLETED
+
+
+def shardctl(world: SlotWorld, *args: str, status: int, says: str = "") -> None:
+    """Pass when a command ends with a status, and with one line of words if it failed."""
+    done = run_command(OPERATOR, *args, env={"SHARDBOX_DIRECTORY_DSN": world.directory_dsn})
+    assert done.returncode == status, (args, done.stderr)
+    assert says in done.stderr, (args, done.stderr)
+    assert "Traceback" not in done.stderr, (args, done.stderr)
+
+
+def test_nonsense_is_refused(world: SlotWorld):
+    slot, home, away = str(slot_of(world.unit.key)), world.home.name, world.away.name
+    for slots in ("3-", "-1", "", "0-99999999999", "64", "5-3"):
+        shardctl(world, "move", "start", "--to", away, f"--slots={slots}", status=EXIT_USAGE)
+    for option in (
+        "--quarantine=inf",
+        "--quarantine=nan",
+        "--max-commit-ms=inf",
+        "--max-lag-mb=99999999999999",
+    ):
+        shardctl(world, "move", "start", "--to", away, "--slots", slot, option, status=EXIT_USAGE)
+    for target in (home, "nowhere"):
+        for dry in ((), ("--dry-run",)):
+            shardctl(world, "move", "start", "--to", target, "--slots", slot, *dry, status=EXIT_CONFLICT)
+    set_shard_state(world.directory, away, ShardState.DRAINING)
+    for dry in ((), ("--dry-run",)):
+        args = ("move", "start", "--to", away, "--slots", slot, *dry)
+        shardctl(world, *args, status=EXIT_CONFLICT, says="drains")
+    assert list_moves(world.directory) == []
+
+
+def test_a_paused_move_goes_on_by_a_command_and_an_ended_one_does_nothing(world: SlotWorld):
+    move = world.insert()
+    number = str(move.move_id)
+    shardctl(world, "move", "pause", number, status=EXIT_OK)
+    shardctl(world, "move", "cancel", number, status=EXIT_OK, says="was paused")
+    assert world.find(move).state is MoveState.CANCELLED
+    for args in (("pause", number), ("throttle", number, "--max-rows-per-s", "5")):
+        shardctl(world, "move", *args, status=EXIT_FAILURE, says="is cancelled")
+    world.directory.execute("UPDATE moves SET source = 'a shard of the past'")
+    shardctl(world, "move", "resume", number, status=EXIT_CONFLICT, says="no shard any more")
+
+
+def test_a_label_is_not_lost_by_moving_a_namespace(world: SlotWorld):
+    ns_id, pin = world.ns_ids[0], Pin(label="region", value="eu")
+    insert_pin(world.directory, ns_id, pin)
+    args = ("namespace", "move", str(ns_id), world.away.name)
+    shardctl(world, *args, status=EXIT_CONFLICT, says="region=eu")
+    assert list_moves(world.directory) == []
+    label_shard(world, world.away.name)
+    shardctl(world, *args, "--until", "ready", status=EXIT_OK)
+    (move,) = list_moves(world.directory)
+    world.run(move, Goal.CANCELLED)
+    assert list_pins(world.directory) == {ns_id: pin}
+
+
+def label_shard(world: SlotWorld, name: str) -> None:
+    change_shard(world.directory, name, lambda info: replace(info, labels={"region": "eu"}))
+
+
+def test_what_a_run_gives_up_for_is_recorded_and_its_server_notices_soon_if_it_is_gone(
+    world: SlotWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runner, "PATIENCE_S", 0.1)
+    move = world.insert()
+    nowhere = "host=127.0.0.1 port=1 dbname=none"
+    change_shard(world.directory, world.away.name, lambda info: replace(info, dsn=nowhere))
+    with pytest.raises(psycopg.OperationalError):
+        world.run(move, Goal.READY)
+    assert "port 1" in (world.find(move).error or "")
+    with runner.MoveRunner(world.directory_dsn, print, threading.Event())._connect() as conn:
+        row = conn.execute("SELECT current_setting('tcp_keepalives_idle')").fetchone()
+    assert row == ("10",)
+
+
+def test_a_namespace_goes_and_comes_home_by_commands(world: SlotWorld):
+    ns_id, home, away = world.ns_ids[0], world.home.name, world.away.name
+    for args, place in ((("move", str(ns_id), away), away), (("unpin", str(ns_id)), home)):
+        shardctl(world, "namespace", *args, "--quarantine", "0", status=EXIT_OK)
+        assert active_on(world, ns_id) == [place]
+        assert set(list_pins(world.directory)) == ({ns_id} if place == away else set())
+    assert world.shard_map.overrides == {}
