@@ -90,7 +90,7 @@ def main() -> None:
             say(f"{ACCOUNTS} accounts")
             figures = uvloop.run(run_all(cluster, make_codes(cluster, ACCOUNTS), options))
     except KeyboardInterrupt:
-        sys.exit("stopped; nothing is left of the cluster")
+        sys.exit("stopped, and the cluster with it")
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
     print_table(figures)
