@@ -13,11 +13,11 @@ DIST := --dist loadscope --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore test-moves check fmt docs bench bench-sync bench-million bench-api bench-move loadtest lock
+.PHONY: help setup run down test test-long coverage test-journal test-contract test-kill test-badinput test-restore test-moves check fmt docs bench bench-sync bench-million bench-api bench-move bench-rebalance loadtest lock
 
 help: ## List the targets
 	@echo "Shardbox: make TARGET"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## Make .venv with everything that the lock file names
 	@echo "==> $(VENV) is up to date with requirements.lock"
@@ -88,6 +88,9 @@ bench-million: $(INSTALLED) ## COUNT (1,000,000) small files up and down, measur
 
 bench-move: $(INSTALLED) ## Slots between two servers and back under load; writes build/bench/move.json
 	$(BIN)/python -m loadtest.bench_move
+
+bench-rebalance: $(INSTALLED) ## One shard to four, six and three under load; writes build/bench/rebalance.json
+	$(BIN)/python -m loadtest.bench_rebalance
 
 loadtest: $(INSTALLED) ## Devices under Locust for a minute; writes build/loadtest/report.html
 	$(BIN)/python -m loadtest.run_load

@@ -70,14 +70,17 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(data_dir: Path | None, *, metaservers: int = 2) -> Iterator[Cluster]:
+def running_cluster(
+    data_dir: Path | None, *, metaservers: int = 2, shards: int | None = None
+) -> Iterator[Cluster]:
     """A cluster in a folder of its own, which goes with it, or in the one given, which stays."""
     # Not below the caller's home: as root, PostgreSQL runs under a user who cannot look into root's.
     folder = data_dir or Path(tempfile.mkdtemp(prefix="shardbox-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
     os.environ["SHARDBOX_DEV_DIR"] = str(folder)
     try:
-        run("shardctl", "dev", "up", "--metaservers", str(metaservers))
+        options = [] if shards is None else ["--shards", str(shards)]
+        run("shardctl", "dev", "up", "--metaservers", str(metaservers), *options)
         status = run_json("shardctl", "dev", "status")
         yield Cluster(folder, status["metaserver_urls"], status["blockserver_url"], status["notifserver_url"])
     finally:

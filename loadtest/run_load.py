@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -51,21 +53,31 @@ def make_plan(cluster: Cluster, users: int) -> LoadPlan:
 def run_locust(plan: LoadPlan, users: int, seconds: int, report: Path) -> int:
     """Locust's exit status: 0 if every request was answered as it should be."""
     report.parent.mkdir(parents=True, exist_ok=True)
+    options: list[str | Path] = [
+        "--only-summary",
+        "--run-time",
+        f"{seconds}s",
+        "--html",
+        report,
+        "--stop-timeout",
+        "10",
+    ]
+    with running_locust(plan, users, *options) as locust:
+        return locust.wait()
+
+
+@contextmanager
+def running_locust(plan: LoadPlan, users: int, *options: str | Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """Locust at work, until it ends by itself or is terminated; it is waited for."""
     with tempfile.TemporaryDirectory(prefix="shardbox-load-") as folder:
         file = Path(folder) / "plan.json"
         file.write_bytes(msgspec.json.encode(plan))
-        command: list[str | Path] = [
-            BIN / "locust",
-            "--headless",
-            "--only-summary",
-            "--locustfile",
-            LOCUSTFILE,
-        ]
-        command += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
-        command += ["--html", report, "--exit-code-on-error", "1", "--stop-timeout", "10"]
+        command = [BIN / "locust", "--headless", "--locustfile", LOCUSTFILE, *options]
+        command += ["--users", str(users), "--spawn-rate", str(users), "--exit-code-on-error", "1"]
         # The load tests are no part of what is installed.
         environment = {**os.environ, "SHARDBOX_LOAD_FILE": str(file), "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, env=environment, check=False).returncode
+        with subprocess.Popen(command, env=environment) as child:
+            yield child
 
 
 if __name__ == "__main__":
