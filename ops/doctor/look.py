@@ -90,6 +90,10 @@ class Look:
             for move in self._moves_at(shard)
         )
 
+    def is_near(self, key: NsId, shard: str) -> bool:
+        """Whether a move at a shard has a key's slot, even without the key: it tells who comes there late."""
+        return any(u.first <= key <= u.last for move in self._moves_at(shard) for u in move.units)
+
     def is_moving(self, key: NsId) -> bool:
         """Whether a key, its slot, or of a slot a namespace, may be amid a move."""
         slot_key = system_ns(slot_of(key))

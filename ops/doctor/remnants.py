@@ -260,7 +260,7 @@ def _find_rights(look: Look, shard: str) -> Iterator[Remnant]:
             case OwnershipState.GONE if key != system_ns(slot_of(key)):
                 slot_row = look.shards[shard].ownership.get(system_ns(slot_of(key)))
                 is_slot_away = slot_row is None or slot_row.state is OwnershipState.GONE
-                if is_slot_away and not look.is_in_use(key, shard):
+                if is_slot_away and not look.is_near(key, shard):
                     yield AwayRow(shard, key)
             case _:
                 pass

@@ -222,6 +222,9 @@ def test_namespaces_by_themselves() -> None:
     assert find_remnants(look(HEALTHY, pins={NS: Pin(shard="b")})) == set()
     away = HEALTHY | {"b": shard(OWNS_1 | {NS: row(GONE, 5)})}
     assert find_remnants(look(away)) == {AwayRow("b", NS)}
+    # A slot that has just left, or was not taken after all, says of its namespaces where they are.
+    apart = dataclasses.replace(make_move(MoveState.DELETING, "b", "a"), units=(slot_unit(SLOT, (NS,)),))
+    assert find_remnants(look(away, moves=[apart])) == set()
     for state in LIVE:
         if state is not MoveState.DELETING:
             assert find_remnants(look(HEALTHY, pins=pinned, moves=[make_move(state)])) == set()
