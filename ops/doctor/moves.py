@@ -40,6 +40,8 @@ from sharding.reshard.model import MoveState
 PATIENCE_S = 2.0
 """A cutover lasts a second at most, and what two looks find may still be of two moves in a row."""
 LOOK_AGAIN_S = 0.25
+MIN_LOOKS = 3
+"""However long one takes."""
 ROUNDS = 4
 """Of mending: what is disowned in one has its rows deleted in the next, and its row forgotten in another."""
 _SHOWN = 50
@@ -121,8 +123,10 @@ def look_patiently(directory_dsn: str) -> tuple[Look, list[Standing], list[Remna
     deadline = time.monotonic() + PATIENCE_S
     look = look_at(directory_dsn)
     standing, found = find_standing(look), find_remnants(look)
-    while (standing or found) and time.monotonic() < deadline:
+    looks = 1
+    while (standing or found) and (looks < MIN_LOOKS or time.monotonic() < deadline):
         time.sleep(LOOK_AGAIN_S)
+        looks += 1
         look = look_at(directory_dsn)
         standing, found = standing & find_standing(look), found & find_remnants(look)
     return look, sorted(standing, key=lambda s: s.move_id), sorted(found, key=_place_in_order)

@@ -9,7 +9,7 @@ import psycopg
 from migrations import Tree
 from ops.doctor.databases import check_database, connect, read_ownership
 from ops.doctor.finding import Finding, fail, ok
-from ops.doctor.moves import LOOK_AGAIN_S, PATIENCE_S, check_moves
+from ops.doctor.moves import LOOK_AGAIN_S, MIN_LOOKS, PATIENCE_S, check_moves
 from ops.doctor.ownership import OwnershipFaults, OwnershipRow, describe_faults, find_faults
 from ops.errors import NoCluster
 from ops.readiness import http_status
@@ -50,8 +50,10 @@ def _check_owners(directory_dsn: str, shard_dsns: Mapping[str, str]) -> list[Fin
     deadline = time.monotonic() + PATIENCE_S
     try:
         shard_map, faults = _look_for_faults(directory_dsn, shard_dsns)
-        while faults and time.monotonic() < deadline:
+        looks = 1
+        while faults and (looks < MIN_LOOKS or time.monotonic() < deadline):
             time.sleep(LOOK_AGAIN_S)
+            looks += 1
             shard_map, again = _look_for_faults(directory_dsn, shard_dsns)
             faults &= again
     except (NoCluster, psycopg.Error) as error:
