@@ -40,6 +40,8 @@ class DevCluster:
     is_durable: bool = False
     """Whether PostgreSQL flushes as in production, rather than as suits a test."""
     is_archiving: bool | None = None
+    shards: int | None = None
+    """How many it begins with."""
 
     def up(self) -> None:
         """What `shardctl dev up` does."""
@@ -47,6 +49,7 @@ class DevCluster:
             self.layout,
             print,
             metaservers=self.metaservers,
+            shards=None if self.layout.record_file.exists() else self.shards,
             has_servers=self.has_servers,
             is_archiving=self.is_archiving,
             pg_settings=None if self.is_durable else NO_DURABILITY,
@@ -129,12 +132,13 @@ def running_cluster(
     metaservers: int | None = None,
     is_durable: bool = False,
     is_archiving: bool | None = None,
+    shards: int | None = None,
 ) -> Iterator[DevCluster]:
     """A cluster of one's own, stopped at the end; its keeper stops it should this process be killed."""
     root = run_dir() / CLUSTERS / secrets.token_hex(4)
     root.parent.mkdir(exist_ok=True)
     root.parent.chmod(0o711)
-    cluster = DevCluster(DevLayout(root), has_servers, metaservers, is_durable, is_archiving)
+    cluster = DevCluster(DevLayout(root), has_servers, metaservers, is_durable, is_archiving, shards)
     try:
         cluster.up()
         yield cluster
