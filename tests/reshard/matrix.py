@@ -1,5 +1,7 @@
 """Which cells there are: what is passed where, who is killed there, and what the operator does next. Pure."""
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,11 +147,11 @@ def make_cells(passings: Iterable[Passing], seed: int = 0) -> list[Cell]:
 def spread_cells(cells: Sequence[Cell], count: int | None, seed: int = 0) -> list[Cell]:
     """So many cells, from one end to the other, others for another seed; all if there are no more.
 
-    A step that has no divisor in common with the number of victims meets each of them.
+    The step has no divisor in common with the numbers of victims, endings and kinds, so that it meets them
+    in turn, and none with that of cells, so that it meets no cell twice.
     """
     if count is None or count >= len(cells):
         return list(cells)
-    step = max(1, len(cells) // count)
-    while step % len(Victim) == 0:
-        step -= 1
+    turns = len(Victim) * len(Ending) * len(Kind) * len(cells)
+    step = next(n for n in itertools.count(max(1, len(cells) // count)) if math.gcd(n, turns) == 1)
     return [cells[(seed + number * step) % len(cells)] for number in range(count)]

@@ -95,4 +95,8 @@ def test_a_few_cells_have_every_victim():
         some = spread_cells(cells, 5, seed)
         assert {cell.victim for cell in some} == set(Victim)
         assert len(set(some)) == 5
+        more = spread_cells(cells, 15, seed)
+        assert {cell.ending for cell in more} == set(Ending)
+        assert {cell.kind for cell in more} == set(Kind)
+        assert len(set(more)) == 15
     assert spread_cells(cells, None) == spread_cells(cells, len(cells) + 1) == cells
