@@ -78,6 +78,7 @@ app.command()(top)
 _MOVE_STATUS = {
     "not_found": EXIT_NOT_FOUND,
     "conflict": EXIT_CONFLICT,
+    "move_state": EXIT_CONFLICT,
     "plan_refused": EXIT_CONFLICT,
     "pin_unmet": EXIT_CONFLICT,
     "busy": EXIT_BUSY,

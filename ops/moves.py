@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ops.errors import UsageError
 from ops.output import say
 from ops.session import connect_directory
+from ops.shards import connect_shard
 from sharding.directory import load_map_sync
 from sharding.reshard.cleanup import DeleteProgress
 from sharding.reshard.copy import CopyProgress
@@ -36,6 +37,7 @@ from sharding.reshard.sites import Site
 from sharding.reshard.stream import renew_connection, stream_name
 from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
+from wire.errors import NotFound
 from wire.ids import NsId, Slot, slot_of, system_ns
 
 _SLOT_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -202,6 +204,20 @@ def one_namespace(shard_map: ShardMap, ns_id: NsId) -> list[Unit]:
     if shard_map.placement(ns_id) is None or ns_id == system_ns(slot_of(ns_id)):
         raise UsageError(f"{ns_id} is not a namespace that can be placed by itself")
     return [namespace_unit(ns_id)]
+
+
+def check_exists(shard_map: ShardMap, ns_id: NsId) -> None:
+    """Pass when there is such a namespace.
+
+    Raises:
+        NotFound: there is none.
+        ShardUnavailable: the shard that would have it does not answer.
+    """
+    placed = shard_map.placement(ns_id)
+    assert placed is not None
+    with connect_shard(shard_map.shards[placed.shard]) as conn:
+        if conn.execute("SELECT 1 FROM ns.namespaces WHERE ns_id = %s", [ns_id]).fetchone() is None:
+            raise NotFound(f"there is no namespace {ns_id}")
 
 
 def parse_slots(text: str) -> list[int]:

@@ -101,6 +101,8 @@ class Rebalance:
                     (keep_here if ns_id in pins else come_home)(conn, ns_id)
                 except MoveConflict:
                     continue  # amid a move; the next round looks again
+                except MoveError as error:
+                    self.tell(f"namespace {ns_id}: {error}")
 
     def _begun(self, *, tell_of_others: bool) -> list[Move]:
         """Moves to go on with: those that nobody runs, on the way to where this brings moves, or halfway."""

@@ -7,9 +7,16 @@ import typer
 
 from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
-from ops.commands.move import show_run
 from ops.errors import UsageError
-from ops.moves import MAX_QUARANTINE_S, one_namespace, source_of
+from ops.moves import (
+    MAX_QUARANTINE_S,
+    MoveReport,
+    check_exists,
+    one_namespace,
+    report_move,
+    run_move,
+    source_of,
+)
 from ops.output import OutputFormat, OutputOption, say, show
 from ops.session import connect_directory, load_map
 from sharding.directory import list_pins
@@ -32,12 +39,15 @@ _QUARANTINE_S = MoveOptions().quarantine_s
 
 
 class PinReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A namespace's pin."""
+    """A namespace's pin, and the move that it took."""
 
     ns_id: str
     pin: str | None
     shard: str
+    """Where it is."""
     is_met: bool
+    move: MoveReport | None = None
+    """None: nothing had to move."""
 
 
 def move(
@@ -150,11 +160,26 @@ def _start(
             insert_pin(conn, ns_id, wanted)
         begun = insert_move(conn, source_of(shard_map, units), shard, units, options, until)
     say(f"move {begun.move_id}: namespace {ns_id} from {begun.source} to {shard}")
-    show_run(directory, begun.move_id, until, output)
+    ran = run_move(directory, begun.move_id, until)
+    after = load_map(directory)
+    placed = after.placement(ns_id)
+    assert placed is not None
+    report = PinReport(
+        ns_id=str(ns_id),
+        pin=None if wanted is None else str(wanted),
+        shard=placed.shard,
+        is_met=wanted is None or wanted.is_met_by(after.shards[placed.shard]),
+        move=report_move(ran.move, ran.cutovers, ran.copied),
+    )
+    show(
+        report, output, lambda: print(f"namespace {ns_id} is on {placed.shard}, its move {ran.move.state}")
+    )
 
 
 def _parse(shard_map: ShardMap, text: str) -> NsId:
-    return one_namespace(shard_map, parse_ns_id(text))[0].key
+    ns_id = one_namespace(shard_map, parse_ns_id(text))[0].key
+    check_exists(shard_map, ns_id)
+    return ns_id
 
 
 def _check_shard(shard_map: ShardMap, name: str) -> None:

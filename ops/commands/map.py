@@ -72,7 +72,7 @@ class ChangeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @app.command()
 def history(
-    limit: Annotated[int, typer.Option(min=1, help="How many changes.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many changes.")] = 20,
     data_dir: DataDirOption = None,
     output: OutputOption = OutputFormat.TEXT,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from ops.cluster import find_directory_dsn
 from ops.commands.dev import DataDirOption
-from ops.errors import OpsError, UsageError
+from ops.errors import EXIT_CONFLICT, OpsError, UsageError
 from ops.moves import (
     MAX_COMMIT_MS,
     MAX_LAG_MB,
@@ -16,6 +16,7 @@ from ops.moves import (
     MAX_ROWS_PER_S,
     MoveReport,
     ProgressReport,
+    check_exists,
     one_namespace,
     parse_slots,
     report_move,
@@ -102,6 +103,7 @@ def start(
         units = slot_units(shard_map, parse_slots(slots))
     else:
         units = one_namespace(shard_map, parse_ns_id(namespace or ""))
+        check_exists(shard_map, units[0].key)
     source = source_of(shard_map, units)
     options = MoveOptions(
         is_verified=verify,
@@ -309,7 +311,7 @@ def _get_live_move(conn: Connection, move_id: int) -> Move:
 class MoveStateError(OpsError):
     """A command that does not go with the state that a move is in."""
 
-    code = "move_state"
+    code, exit_status = "move_state", EXIT_CONFLICT
 
 
 _REMEDIES = {

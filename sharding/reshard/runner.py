@@ -99,6 +99,10 @@ class RunReport:
     copied: CopyProgress | None = None
 
 
+_LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout)
+"""A connection that is gone; the second one, an internal error to psycopg, after this process stood still."""
+
+
 class MoveRunner:
     """Runs moves of one cluster; each in the thread that calls it."""
 
@@ -122,7 +126,7 @@ class MoveRunner:
         while True:
             try:
                 return self._run_once(move_id, goal, cutovers)
-            except psycopg.OperationalError as error:
+            except _LOST as error:
                 state = self._find_state(move_id)
                 if state is not None and state is not seen:
                     seen, deadline = state, time.monotonic() + PATIENCE_S
@@ -167,7 +171,7 @@ class MoveRunner:
         except psycopg.OperationalError:
             return None
 
-    def _note_loss(self, move_id: int, error: psycopg.OperationalError) -> None:
+    def _note_loss(self, move_id: int, error: psycopg.Error) -> None:
         """Record what the run gave up for, unless it was the directory."""
         with suppress(psycopg.OperationalError), self._connect() as directory:
             set_error(directory, move_id, f"database_unavailable: {str(error).strip()}")

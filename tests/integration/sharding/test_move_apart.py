@@ -11,7 +11,7 @@ import msgspec
 import psycopg
 import pytest
 
-from ops.errors import EXIT_OK
+from ops.errors import EXIT_NOT_FOUND, EXIT_OK
 from sharding.bootstrap import create_cluster
 from sharding.directory import Connection, load_map_sync
 from sharding.reshard.alone import come_home, keep_here
@@ -390,10 +390,12 @@ async def test_a_namespace_that_is_there_already_is_pinned_and_nothing_moves(wor
         done = await shardctl("move", str(world.ns_id), a)
         assert (done.returncode, msgspec.json.decode(done.stdout)) == (
             EXIT_OK,
-            {"ns_id": str(world.ns_id), "pin": a, "shard": a, "is_met": True},
+            {"ns_id": str(world.ns_id), "pin": a, "shard": a, "is_met": True, "move": None},
         )
         assert list(world.overrides) == [world.ns_id]
         await go_on()
+        nobody = await shardctl("move", str(world.ns_id + 1_000_000), a)
+        assert (nobody.returncode, "not_found" in nobody.stderr) == (EXIT_NOT_FOUND, True)
         done = await shardctl("unpin", str(world.ns_id))
         assert (done.returncode, world.overrides) == (EXIT_OK, {})
         await go_on()

@@ -166,7 +166,7 @@ def test_a_paused_move_goes_on_by_a_command_and_an_ended_one_does_nothing(world:
     shardctl(world, "move", "cancel", number, status=EXIT_OK, says="was paused")
     assert world.find(move).state is MoveState.CANCELLED
     for args in (("pause", number), ("throttle", number, "--max-rows-per-s", "5")):
-        shardctl(world, "move", *args, status=EXIT_FAILURE, says="is cancelled")
+        shardctl(world, "move", *args, status=EXIT_CONFLICT, says="is cancelled")
     world.directory.execute("UPDATE moves SET source = 'a shard of the past'")
     shardctl(world, "move", "resume", number, status=EXIT_CONFLICT, says="no shard any more")
 
