@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from ops.errors import EXIT_CONFLICT, EXIT_FAILURE, EXIT_OK, EXIT_USAGE
+from ops.errors import EXIT_CONFLICT, EXIT_OK, EXIT_USAGE
 from sharding.directory import change_shard, list_pins, set_shard_state
 from sharding.reshard import fence, runner
 from sharding.reshard.alone import keep_here
