@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from sharding.directory import Connection
-from sharding.reshard.catalog import read_tables
+from sharding.reshard.catalog import Table, read_tables
 from sharding.reshard.situation import Size
 from wire.ids import COUNT_BITS, NsId, Slot
 
 EXACT_BYTES = 32 * 1024**2
 """Of a table: as much is read in some ten milliseconds. Of a larger one that much is read here and there."""
+
+ROW_HEADER_BYTES = 28
+"""PostgreSQL's own of each row: 24 bytes of header, 4 of pointer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def read_sizes(
     single = dict.fromkeys(namespaces, Size())
     is_exact = True
     for table in read_tables(conn):
-        found = _read_table(conn, table.name, sorted(namespaces), exact_bytes)
+        found = _read_table(conn, table, sorted(namespaces), exact_bytes)
         is_exact = is_exact and found.is_exact
         for slot, size in found.slots.items():
             slots[slot] = slots.get(slot, Size()) + size
@@ -56,26 +59,26 @@ def read_sizes(
     return ShardSizes(slots, single, is_exact)
 
 
-def _read_table(conn: Connection, name: str, namespaces: list[NsId], exact_bytes: int) -> _TableSizes:
-    table = sql.Identifier("ns", name)
-    row = conn.execute(
-        "SELECT pg_relation_size(to_regclass(%(table)s)), pg_table_size(to_regclass(%(table)s))",
-        {"table": table.as_string(conn)},
-    ).fetchone()
+def _read_table(conn: Connection, table: Table, namespaces: list[NsId], exact_bytes: int) -> _TableSizes:
+    name = sql.Identifier("ns", table.name)
+    row = conn.execute("SELECT pg_relation_size(to_regclass(%s))", [name.as_string(conn)]).fetchone()
     assert row is not None
-    heap_bytes, table_bytes = row
-    part = min(1.0, exact_bytes / heap_bytes) if heap_bytes else 1.0
+    part = min(1.0, exact_bytes / row[0]) if row[0] else 1.0
     # The seed is fixed, so that a plan which is made twice is the same.
     sample = sql.SQL(" TABLESAMPLE SYSTEM ({}) REPEATABLE (1)").format(sql.Literal(part * 100))
-    counts = conn.execute(
+    found = conn.execute(
         sql.SQL(
-            "SELECT ns_id >> {bits}, CASE WHEN ns_id = ANY(%s) THEN ns_id END, count(*)"
+            "SELECT ns_id >> {bits}, CASE WHEN ns_id = ANY(%s) THEN ns_id END, count(*), sum({row_bytes})"
             " FROM {table}{sample} GROUP BY 1, 2"
-        ).format(bits=sql.Literal(COUNT_BITS), table=table, sample=sample if part < 1 else sql.SQL("")),
+        ).format(
+            bits=sql.Literal(COUNT_BITS),
+            row_bytes=_row_bytes(table),
+            table=name,
+            sample=sample if part < 1 else sql.SQL(""),
+        ),
         [namespaces],
     ).fetchall()
-    seen = sum(count for *_, count in counts)
-    sizes = {(slot, ns_id): _scale(count, part, seen, table_bytes) for slot, ns_id, count in counts}
+    sizes = {(slot, ns_id): Size(round(n / part), round(int(b) / part)) for slot, ns_id, n, b in found}
     return _TableSizes(
         slots={Slot(slot): size for (slot, ns_id), size in sizes.items() if ns_id is None},
         namespaces={NsId(ns_id): size for (_, ns_id), size in sizes.items() if ns_id is not None},
@@ -83,6 +86,12 @@ def _read_table(conn: Connection, name: str, namespaces: list[NsId], exact_bytes
     )
 
 
-def _scale(count: int, part: float, seen: int, table_bytes: int) -> Size:
-    """What some of the rows that were seen stand for: in rows by the part, in bytes by their share."""
-    return Size(round(count / part), round(table_bytes * count / seen))
+def _row_bytes(table: Table) -> sql.Composed:
+    """What a row takes, as it is stored: a value that lies apart is not fetched to be measured.
+
+    Not a part of the table's size: that is also the room of rows that have moved away.
+    """
+    columns = [
+        sql.SQL("coalesce(pg_column_size({}), 0)").format(sql.Identifier(column)) for column in table.columns
+    ]
+    return sql.SQL(" + ").join([sql.Literal(ROW_HEADER_BYTES), *columns])
