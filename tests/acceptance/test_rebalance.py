@@ -40,6 +40,7 @@ def check_clients(outcome: Outcome) -> None:
     assert outcome.changed == []
 
 
+@pytest.mark.long
 def test_one_shard_becomes_three_and_the_first_one_goes(cluster: Cluster, tmp_path: Path):
     outcome = run_course(cluster, tmp_path, OPTIONS, grown=[3], going=["shard-1"])
 

@@ -32,6 +32,7 @@ async def shared_world(pg_templates: PgServers) -> AsyncIterator[World]:
         await asyncio.to_thread(stack.close)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "-"))
 async def test_a_rule_is_missed(

@@ -145,3 +145,11 @@ def fresh_cluster(pg_templates: PgServers) -> Iterator[FreshCluster]:
     """Migrated, empty databases for this test alone."""
     with cloned_cluster(pg_templates) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def slots_in_turn() -> Iterator[None]:
+    """Be the only such test: a replication slot waits for every transaction of its server, in whichever
+    database, and some tests leave one standing, or have little patience."""
+    with locked(run_dir() / "slots.lock"):
+        yield

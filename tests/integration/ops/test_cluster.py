@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from ops.errors import EXIT_CONFLICT, EXIT_OK, EXIT_USAGE
 from runtime.tokens import TokenIssuer, TokenVerifier
@@ -31,6 +32,7 @@ def test_a_cluster_is_created_once(fresh_cluster: FreshCluster):
     assert shardctl.json("user", "add", "ann@example.org")["state"] == "active"
 
 
+@pytest.mark.long
 def test_cut_at_each_step_a_cluster_is_created_all_the_same(fresh_cluster: FreshCluster):
     shardctl = Shardctl(fresh_cluster.directory_dsn)
     shards = [f"--shard={name}={dsn}" for name, dsn in fresh_cluster.shard_dsns.items()]

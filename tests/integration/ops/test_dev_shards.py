@@ -46,6 +46,7 @@ def servers_of(cluster: DevCluster) -> set[str]:
 OLD = {"directory", "shard-1", "shard-2"}
 
 
+@pytest.mark.long
 def test_shards_come_and_go(databases: DevCluster) -> None:
     before = slots_of(databases)
 

@@ -144,6 +144,7 @@ REMAINS: list[tuple[Callable[[SlotWorld], None], set[str]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("leave", "checks"), REMAINS, ids=lambda v: getattr(v, "__name__", "…"))
 def test_what_a_dead_move_left_is_found_and_put_right(
     world: SlotWorld, leave: Callable[[SlotWorld], None], checks: set[str]
@@ -182,6 +183,7 @@ def test_who_was_fenced_owns_again_above_all_epochs(world: SlotWorld) -> None:
     assert find_ownership(world.away_conn, world.unit.key) is None
 
 
+@pytest.mark.long
 def test_a_fence_stays_while_a_shard_that_may_have_taken_over_is_out(world: SlotWorld) -> None:
     leave_fenced_alone(world)
     former = world.shard_map.shards[world.away.name].dsn
@@ -198,6 +200,7 @@ def test_a_fence_stays_while_a_shard_that_may_have_taken_over_is_out(world: Slot
     world.directory.execute("UPDATE shards SET dsn = %s WHERE name = %s", [former, world.away.name])
 
 
+@pytest.mark.long
 def test_a_fence_stays_where_the_other_shard_may_have_owned_later(world: SlotWorld) -> None:
     """As with a directory that was restored: the map is older than what happened since."""
     leave_fenced_with_heir(world)
@@ -219,6 +222,7 @@ def test_rows_that_nobody_says_to_own_stay(world: SlotWorld) -> None:
     assert list_namespaces(world.home_conn) == dict.fromkeys(world.ns_ids, 1)
 
 
+@pytest.mark.long
 def test_a_namespace_by_itself_keeps_its_rows_when_its_slots_are_deleted(
     world: SlotWorld,
 ) -> None:
@@ -249,6 +253,7 @@ def test_a_namespace_by_itself_keeps_its_rows_when_its_slots_are_deleted(
     assert check(world) == []
 
 
+@pytest.mark.long
 def test_a_move_that_rests_is_left_alone(world: SlotWorld) -> None:
     move = world.insert(MoveOptions(quarantine_s=3600))
     for goal in (Goal.READY, Goal.SOAKING):
@@ -263,6 +268,7 @@ def test_a_move_that_rests_is_left_alone(world: SlotWorld) -> None:
     assert list_namespaces(world.home_conn) == dict.fromkeys(world.ns_ids, 1)
 
 
+@pytest.mark.long
 def test_deletions_that_are_due_and_moves_that_stand_still_are_named(world: SlotWorld) -> None:
     move = world.run(world.insert(MoveOptions(quarantine_s=3600)), Goal.COMPLETED)
     world.directory.execute("UPDATE moves SET retired_at = now() - interval '2 hours'")
@@ -283,6 +289,7 @@ def test_deletions_that_are_due_and_moves_that_stand_still_are_named(world: Slot
     world.run(stopped, Goal.CANCELLED)
 
 
+@pytest.mark.long
 def test_a_move_at_rest_whose_stream_is_gone_is_named(world: SlotWorld) -> None:
     move = world.run(world.insert(), Goal.READY)
     name = stream.stream_name(world.shard_map.cluster_id, move.move_id, is_back=False)

@@ -95,6 +95,7 @@ async def emptied(services: Services, fresh_cluster: FreshCluster, tmp_path: Pat
         scene.ctl("move", "cancel", str(move.move_id))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["copying.after", "switching.after", "retiring.before"])
 def test_one_that_was_killed_goes_on_with_the_next(emptied: Emptied, point: str):
     killed = emptied.rebalance("--auto", fault=f"reshard.{point}")
@@ -109,6 +110,7 @@ def test_one_that_was_killed_goes_on_with_the_next(emptied: Emptied, point: str)
     assert report["left"] == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_it_where_the_next_goes_on(emptied: Emptied):
     meeting = emptied.folder / "meeting"
 
@@ -127,6 +129,7 @@ def test_ctrl_c_leaves_it_where_the_next_goes_on(emptied: Emptied):
     emptied.finish()
 
 
+@pytest.mark.long
 def test_ctrl_c_while_old_rows_are_kept(emptied: Emptied):
     said = emptied.stop("--auto", when=lambda err: "all is where it is to be" in err.read_text())
 
@@ -135,6 +138,7 @@ def test_ctrl_c_while_old_rows_are_kept(emptied: Emptied):
     assert {move.state for move in emptied.moves()} == {MoveState.DELETING}
 
 
+@pytest.mark.long
 def test_what_is_left_ready_is_switched_when_told(emptied: Emptied):
     done = emptied.rebalance()
 
@@ -163,6 +167,7 @@ async def test_users_have_all_that_they_had(emptied: Emptied):
         assert [entry.name for entry in found.entries] == ["before"]
 
 
+@pytest.mark.long
 def test_one_that_is_paused_is_told_and_left(emptied: Emptied):
     assert emptied.rebalance().returncode == EXIT_OK
     paused = emptied.moves()[0]

@@ -195,6 +195,7 @@ async def cursor_of(user: User) -> str:
     return page.cursor
 
 
+@pytest.mark.long
 async def test_cut_at_every_step_a_restored_shard_comes_to_fit_the_others(past: Past):
     services = past.services
     ann, bob = await past.user_on(LOST, "ann"), await past.user_on(OTHER, "bob")

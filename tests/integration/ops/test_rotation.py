@@ -185,6 +185,7 @@ async def test_a_broken_file_changes_nothing_but_the_log(cluster: DevCluster):
             pass
 
 
+@pytest.mark.long
 async def test_a_database_password_is_replaced_under_requests(cluster: DevCluster):
     def read_password(port: int) -> str:
         lines = cluster.layout.passfile.read_text().splitlines()

@@ -114,6 +114,7 @@ def test_a_shard_is_added_once_and_holds_nothing(alone: Shardctl, second: str, t
     assert alone.error("shard", "add", "shard-2", second) == (EXIT_CONFLICT, "shard_exists")
 
 
+@pytest.mark.long
 def test_cut_at_each_step_a_shard_is_added_all_the_same(alone: Shardctl, blank: str, tmp_path: Path) -> None:
     option = in_file(tmp_path, blank)
     for point, is_known in zip(POINTS, (False, False, True), strict=True):
@@ -199,6 +200,7 @@ def test_a_shard_is_added_beside_moves_and_not_beside_a_migration(
     assert alone.json("shard", "add", "shard-2", second)["slot_count"] == 0
 
 
+@pytest.mark.long
 def test_tables_are_not_changed_under_a_move_that_streams_even_if_nobody_runs_it(
     both: Shardctl, directory: Connection, fresh_cluster: FreshCluster
 ) -> None:
@@ -437,6 +439,7 @@ def test_a_shard_that_has_something_is_not_removed(
     assert both.error("shard", "remove", "shard-2") == (EXIT_NOT_FOUND, "not_found")
 
 
+@pytest.mark.long
 def test_cut_at_each_step_a_shard_is_removed_all_the_same_and_can_be_added_again(
     alone: Shardctl, second: str, fresh_cluster: FreshCluster
 ) -> None:

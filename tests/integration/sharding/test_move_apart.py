@@ -268,6 +268,7 @@ async def test_a_slot_moves_around_a_namespace_that_is_placed_by_itself(world: W
             assert row is None
 
 
+@pytest.mark.long
 async def test_a_slot_is_rolled_back_and_cancelled_around_a_namespace(world: World):
     b, c = world.others()
     async with writing(world) as go_on:
@@ -322,6 +323,7 @@ async def test_pinned_and_unpinned_in_place(world: World):
     await assert_whole(world)
 
 
+@pytest.mark.long
 async def test_a_move_of_a_namespace_is_cancelled_from_either_side_of_its_switch(world: World):
     a = world.home(world.slot_key)
     b, _ = world.others()

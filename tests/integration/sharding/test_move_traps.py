@@ -41,7 +41,7 @@ from tests.support.two_shards import all_rows, list_namespaces, put_journal, put
 from tests.support.waiting import wait_for
 from wire.ids import make_ns_id, slot_of
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("slots_in_turn")]
 """Several moves each, some of which wait for servers that are slow on a busy machine."""
 # A comparison has its own tests; here it would only be another way to meet the trap, and slower.
 UNVERIFIED = MoveOptions(quarantine_s=0, is_verified=False, throttle=Throttle(max_commit_ms=60_000.0))
@@ -101,7 +101,7 @@ def stuck_transaction(world: SlotWorld, *, is_prepared: bool) -> Iterator[str]:
 def test_a_transaction_that_nobody_ends_holds_off_the_copy(
     world: SlotWorld, monkeypatch: pytest.MonkeyPatch, is_prepared: bool
 ):
-    monkeypatch.setattr(stream, "LOCK_TIMEOUT", "500ms")
+    monkeypatch.setattr(stream, "LOCK_TIMEOUT", "1s")
     move = world.insert()
     with stuck_transaction(world, is_prepared=is_prepared) as name:
         with pytest.raises(TransactionsOpen, match=name):
@@ -139,6 +139,7 @@ def test_a_transaction_that_nobody_ends_holds_off_the_switch(
     assert list_namespaces(world.away_conn)[world.ns_ids[0]] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_prepared", [True, False], ids=["prepared", "open"])
 def test_a_transaction_that_nobody_ends_holds_off_a_namespace_that_is_to_go_alone(
     world: SlotWorld, is_prepared: bool
@@ -351,6 +352,7 @@ def forgetful(pg_templates: PgServers) -> Iterator[PgServers]:
         yield servers
 
 
+@pytest.mark.long
 def test_a_slot_that_lost_its_place_ends_the_move(forgetful: PgServers):
     with (
         cloned_cluster(forgetful) as cluster,
@@ -432,6 +434,7 @@ def shard_on(disk: Path, servers: PgServers) -> Iterator[tuple[FreshCluster, PgS
                 drop_database(other, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("goal", [Goal.CANCELLED, Goal.COMPLETED])
 def test_a_target_without_room_has_nothing_half_done(pg_templates: PgServers, tiny_disk: Path, goal: Goal):
     with (

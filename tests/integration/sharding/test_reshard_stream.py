@@ -37,6 +37,8 @@ from tests.support.two_shards import (
 from tests.support.waiting import wait_for
 from wire.ids import MAX_COUNT, MAX_SLOTS, NsId, Slot, make_ns_id, system_ns
 
+pytestmark = pytest.mark.usefixtures("slots_in_turn")
+
 __all__ = ["two_shards"]
 
 
@@ -126,7 +128,7 @@ def test_a_slot_of_a_run_that_died_is_made_anew(two_shards: TwoShards):
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots wait for no longer than this."""
-    monkeypatch.setattr(stream, "LOCK_TIMEOUT", "300ms")
+    monkeypatch.setattr(stream, "LOCK_TIMEOUT", "1s")
 
 
 @pytest.mark.usefixtures("impatient")

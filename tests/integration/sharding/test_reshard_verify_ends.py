@@ -21,6 +21,8 @@ from tests.support.waiting import wait_for
 from wire import faults
 from wire.ids import NsId, slot_of
 
+pytestmark = pytest.mark.usefixtures("slots_in_turn")
+
 __all__ = ["streams"]
 
 POINTS = ("reshard.verify.gate_closed", "reshard.verify.snapshot_taken", "reshard.verify.chunk_done")
@@ -235,6 +237,7 @@ def test_a_killed_runner_leaves_nothing_locked(filled: StreamPair, tmp_path: Pat
     assert report.difference_count == 20
 
 
+@pytest.mark.long
 def test_a_runner_that_stands_still_holds_nobody_for_long(filled: StreamPair, tmp_path: Path):
     """Held as by SIGSTOP, with the locks taken and the gate closed: the servers end its sessions."""
     meeting = tmp_path / "meeting"
