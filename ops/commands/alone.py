@@ -171,9 +171,7 @@ def _start(
         is_met=wanted is None or wanted.is_met_by(after.shards[placed.shard]),
         move=report_move(ran.move, ran.cutovers, ran.copied),
     )
-    show(
-        report, output, lambda: print(f"namespace {ns_id} is on {placed.shard}, its move {ran.move.state}")
-    )
+    show(report, output, lambda: print(f"namespace {ns_id} is on {placed.shard}, its move {ran.move.state}"))
 
 
 def _parse(shard_map: ShardMap, text: str) -> NsId:

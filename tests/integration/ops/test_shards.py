@@ -136,7 +136,13 @@ def test_an_address_on_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "text", ["postgresql://me:secret@host/db", "host=h dbname=d password=secret", "no address", "dbname=d"]
+    "text",
+    [
+        "postgresql://me:secret@host/db",  # pragma: allowlist secret
+        "host=h dbname=d password=secret",  # pragma: allowlist secret
+        "no address",
+        "dbname=d",
+    ],
 )
 def test_an_address_with_a_password_or_without_a_host_is_refused(
     alone: Shardctl, tmp_path: Path, text: str

@@ -168,7 +168,7 @@ def grown(slot_count: int, weight_of: Mapping[Slot, int], *, by_activity: bool) 
 @pytest.mark.parametrize("by_activity", [False, True])
 @QUICK
 @given(weights=st.lists(st.integers(50, 1000), min_size=256, max_size=256))
-def test_what_weighs_more_than_its_number_is_spread_as_well(weights, by_activity):
+def test_what_is_heavy_is_spread_as_well(weights, by_activity):
     weight_of = {Slot(number): weight for number, weight in enumerate(weights)}
     situation = grown(256, weight_of, by_activity=by_activity)
 
