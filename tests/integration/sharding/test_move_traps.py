@@ -318,6 +318,8 @@ def test_a_change_of_a_row_that_the_target_lacks_is_an_alarm(world: SlotWorld):
     name = stream_name(world.shard_map.cluster_id, move.move_id, is_back=False)
 
     def missed() -> bool:
+        # A worker tells its counts at a commit, once a second; it counts as idle only on a server that is.
+        world.home_conn.execute("UPDATE ns.namespaces SET head = head WHERE ns_id = %s", [world.ns_ids[1]])
         row = world.away_conn.execute(
             "SELECT confl_update_missing FROM pg_stat_subscription_stats WHERE subname = %s", [name]
         ).fetchone()

@@ -1,6 +1,7 @@
 """A move's streams: what they carry, who holds them off, how they break, and that nothing of them stays."""
 
 import dataclasses
+import itertools
 import secrets
 import shutil
 import signal
@@ -297,7 +298,14 @@ def test_a_change_of_a_row_that_is_missing_is_told(two_shards: TwoShards, change
     put_namespaces(two_shards.source_conn, [ns_id])
     two_shards.stream_forth([unit(7)])
     two_shards.source_conn.execute(change)
-    assert counted in wait_for(lambda: broken(two_shards), "the change that met no row")
+    others = itertools.count(2)
+
+    def look() -> str | None:
+        # A worker tells its counts at a commit, once a second; it counts as idle only on a server that is.
+        put_namespaces(two_shards.source_conn, [make_ns_id(Slot(7), next(others))])
+        return broken(two_shards)
+
+    assert counted in wait_for(look, "the change that met no row")
 
 
 def test_a_part_that_is_missing_is_told(two_shards: TwoShards):
