@@ -1,6 +1,7 @@
 """Single requests of `make bench-move`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -13,6 +14,8 @@ T = TypeVar("T")
 
 REQUEST_DEADLINE_S = 10.0
 """Whoever waits for longer counts as not answered."""
+MAX_IDLE_S = 30.0
+"""Servers hang up on a connection that idles for 75 s, perhaps just when the next request is on its way."""
 
 
 class Failed(Exception):
@@ -24,7 +27,7 @@ class Asker:
 
     def __init__(self, urls: Sequence[str]):
         self.urls = urls
-        self._idle: dict[str, list[Connection]] = {url: [] for url in urls}
+        self._idle: dict[str, list[tuple[float, Connection]]] = {url: [] for url in urls}
 
     async def ask(
         self,
@@ -55,16 +58,25 @@ class Asker:
     @asynccontextmanager
     async def _connection(self, url: str) -> AsyncIterator[Connection]:
         """One that nobody else uses; hung up if anything goes wrong with it."""
-        connection = self._idle[url].pop() if self._idle[url] else await Connection.open(url)
+        connection = self._take_idle(url) or await Connection.open(url)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        self._idle[url].append(connection)
+        self._idle[url].append((time.monotonic(), connection))
+
+    def _take_idle(self, url: str) -> Connection | None:
+        """The one that was used last, unless that is too long ago; then all the others go, too."""
+        idle = self._idle[url]
+        if idle and idle[-1][0] > time.monotonic() - MAX_IDLE_S:
+            return idle.pop()[1]
+        while idle:
+            idle.pop()[1].close()
+        return None
 
     def close(self) -> None:
         """Hang up."""
         for connections in self._idle.values():
             while connections:
-                connections.pop().close()
+                connections.pop()[1].close()
