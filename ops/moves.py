@@ -33,7 +33,7 @@ from sharding.reshard.model import (
 )
 from sharding.reshard.records import list_moves
 from sharding.reshard.runner import Entered, Event, MoveRunner, Progressed, RunReport
-from sharding.reshard.sites import Site
+from sharding.reshard.sites import site_of
 from sharding.reshard.stream import renew_connection, stream_name
 from sharding.reshard.verify import Verified
 from sharding.shardmap import ShardMap
@@ -343,9 +343,6 @@ def renew_streams(directory_dsn: str, shard: str) -> None:
             if move.shard(side) != shard:
                 continue
             name = stream_name(shard_map.cluster_id, move.move_id, is_back=side is Side.TARGET)
-            publisher, subscriber = (
-                Site(info.name, info.dsn, info.replication_dsn)
-                for info in (shard_map.shards[shard], shard_map.shards[move.shard(side.other)])
-            )
+            publisher, subscriber = (site_of(shard_map, end) for end in (shard, move.shard(side.other)))
             with subscriber.connect() as peer:
                 renew_connection(peer, publisher, name)

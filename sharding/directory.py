@@ -108,7 +108,7 @@ def insert_shard(conn: Connection, info: ShardInfo) -> bool:
     Tx: one of its own, under the map's lock.
     """
     with conn.transaction():
-        _lock_map(conn)
+        lock_map(conn)
         former = next((s for s in list_shards(conn) if s.name == info.name), None)
         if former is not None:
             if former != info:
@@ -132,7 +132,7 @@ def change_shard(conn: Connection, name: str, change: Callable[[ShardInfo], Shar
     Tx: one of its own, under the map's lock.
     """
     with conn.transaction():
-        _lock_map(conn)
+        lock_map(conn)
         former = next((s for s in list_shards(conn) if s.name == name), None)
         if former is None:
             raise NotFound(f"there is no shard {name!r}")
@@ -168,7 +168,7 @@ def delete_shard(conn: Connection, name: str) -> bool:
     Tx: one of its own, under the map's lock.
     """
     with conn.transaction():
-        _lock_map(conn)
+        lock_map(conn)
         uses = list_shard_uses(conn, name)
         if uses:
             raise ShardInUse(f"{name} {'; it '.join(uses)}")
@@ -214,7 +214,8 @@ def list_shard_uses(conn: Connection, name: str) -> list[str]:
     return uses
 
 
-def _lock_map(conn: Connection) -> None:
+def lock_map(conn: Connection) -> None:
+    """Let nobody else record a shard, a move or a pin until the transaction ends."""
     conn.execute("SELECT pg_advisory_xact_lock(%s, 0)", [MAP_LOCK_CLASS])
 
 

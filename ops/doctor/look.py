@@ -18,10 +18,10 @@ from sharding.directory import Connection, list_pins, load_map_sync
 from sharding.reshard.catalog import read_tables
 from sharding.reshard.errors import MoveError
 from sharding.reshard.fence import OwnershipRow
-from sharding.reshard.mend import site_of
 from sharding.reshard.model import BEFORE_COPY, STREAMED, Move, MoveState
 from sharding.reshard.records import find_clock, list_moves
 from sharding.reshard.runner import is_running
+from sharding.reshard.sites import site_of
 from sharding.reshard.stream import Parts, check_stream, list_parts, stream_name
 from sharding.shardmap import OwnershipState, Pin, Placement, ShardMap
 from wire.ids import MAX_COUNT, NsId, Slot, make_ns_id, slot_of, system_ns

@@ -21,7 +21,7 @@ from sharding.directory import Connection, load_map_sync
 from sharding.reshard import mend, stream
 from sharding.reshard.alone import come_home, keep_here
 from sharding.reshard.model import Unit, namespace_unit, slot_unit
-from sharding.reshard.sites import Site
+from sharding.reshard.sites import Site, site_of
 from wire.ids import NsId, slot_of, system_ns
 
 
@@ -32,7 +32,7 @@ def mend_remnant(directory: Connection, remnant: Remnant) -> str:
         MoveError: something that lives needs it, or it has changed since it was found.
         psycopg.Error: a server does not answer, or does not let us.
     """
-    site = mend.site_of(load_map_sync(directory), remnant.shard)
+    site = site_of(load_map_sync(directory), remnant.shard)
     match remnant:
         case StreamPart():
             return _drop_part(directory, site, remnant)

@@ -1,10 +1,10 @@
 """A namespace that is placed by itself, or no more, where it is already: no data moves."""
 
-from sharding.directory import Connection, list_pins, load_map_sync
+from sharding.directory import Connection, list_pins, load_map_sync, lock_map
 from sharding.reshard.errors import MoveConflict
 from sharding.reshard.own_rows import bring_home, take_out
-from sharding.reshard.records import check_is_free, lock_map, publish_placement, withdraw_override
-from sharding.reshard.sites import Site
+from sharding.reshard.records import check_is_free, publish_placement, withdraw_override
+from sharding.reshard.sites import site_of
 from sharding.shardmap import Placement, ShardMap
 from wire import faults
 from wire.ids import NsId, slot_of, system_ns
@@ -29,7 +29,7 @@ def keep_here(directory: Connection, ns_id: NsId) -> bool:
         if pin is None or not pin.is_met_by(shard_map.shards[placed.shard]):
             return False
         if ns_id not in shard_map.overrides:
-            with _site(shard_map, placed.shard).connect() as shard:
+            with site_of(shard_map, placed.shard).connect() as shard:
                 epoch = take_out(shard, ns_id, 0)
             faults.fault_point("reshard.alone.taken_out")
             publish_placement(directory, ns_id, Placement(placed.shard, epoch), None)
@@ -54,7 +54,7 @@ def come_home(directory: Connection, ns_id: NsId) -> bool:
         if placed.shard != home.shard:
             return False
         if ns_id in shard_map.overrides:
-            with _site(shard_map, home.shard).connect() as shard:
+            with site_of(shard_map, home.shard).connect() as shard:
                 epoch = bring_home(shard, ns_id)
             faults.fault_point("reshard.alone.brought_home")
             withdraw_override(directory, ns_id, Placement(home.shard, epoch), None)
@@ -66,8 +66,3 @@ def _placed(shard_map: ShardMap, key: NsId) -> Placement:
     if placed is None:
         raise MoveConflict(f"the map does not know {key}")
     return placed
-
-
-def _site(shard_map: ShardMap, name: str) -> Site:
-    info = shard_map.shards[name]
-    return Site(name, info.dsn, info.replication_dsn)

@@ -288,14 +288,6 @@ def finish_cut(
     return CutoverTimes(unit.key, fence_ms, (drained - began) * 1e3, (activated - drained) * 1e3)
 
 
-def find_marker(owner: Connection, unit: Unit, writer: str) -> int:
-    """The newest marker that a shard has written for a unit; of a fenced one the fence's own."""
-    row = owner.execute(
-        "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [unit.key, writer]
-    ).fetchone()
-    return 0 if row is None else int(row[0])
-
-
 def describe_holders(conn: Connection, slot: Slot) -> str:
     """Who holds a slot's lock, or has prepared a transaction that does, in words."""
     rows = conn.execute(_HOLDERS, [SLOT_LOCK_CLASS, slot]).fetchall()

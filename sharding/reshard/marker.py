@@ -36,6 +36,14 @@ def bump_marker(conn: Connection, key: NsId, writer: str, gate: int | None = Non
     return int(row[0])
 
 
+def read_marker(conn: Connection, key: NsId, writer: str) -> int:
+    """The newest marker of a writer that a shard has for a unit; 0: none. Of a fenced one the fence's own."""
+    row = conn.execute(
+        "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [key, writer]
+    ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def wait_for_marker(conn: Connection, key: NsId, writer: str, seq: int, timeout_s: float) -> None:
     """Return once the subscriber has a marker, the newest that there is.
 
@@ -45,10 +53,7 @@ def wait_for_marker(conn: Connection, key: NsId, writer: str, seq: int, timeout_
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        row = conn.execute(
-            "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s", [key, writer]
-        ).fetchone()
-        found = 0 if row is None else int(row[0])
+        found = read_marker(conn, key, writer)
         if found == seq:
             return
         if found > seq:

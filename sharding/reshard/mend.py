@@ -7,7 +7,7 @@ and goes on only if nothing that lives needs what it changes. Repeating it is ha
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
-from sharding.directory import Connection, load_map_sync
+from sharding.directory import Connection, load_map_sync, lock_map
 from sharding.locks import MOVE_LOCK_CLASS, SLOT_LOCK_CLASS
 from sharding.reshard import stream
 from sharding.reshard.catalog import read_tables
@@ -17,8 +17,8 @@ from sharding.reshard.fence import find_ownership, unfence
 from sharding.reshard.model import BEFORE_COPY, STREAMED, Throttle, Unit
 from sharding.reshard.own_rows import disown_unit, forget_unit
 from sharding.reshard.pacing import Control, Pacer
-from sharding.reshard.records import check_is_free, get_move, list_moves, lock_map, publish_placement
-from sharding.reshard.sites import Site
+from sharding.reshard.records import check_is_free, get_move, list_moves, publish_placement
+from sharding.reshard.sites import Site, site_of
 from sharding.shardmap import OwnershipState, Placement, ShardMap
 from wire.ids import NsId, slot_of, system_ns
 
@@ -207,9 +207,3 @@ def delete_markers(directory: Connection, site: Site, unit: Unit) -> None:
     with standing_still(directory, unit.key), site.connect(lock_timeout="5s") as shard, shard.transaction():
         shard.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", [SLOT_LOCK_CLASS, slot_of(unit.key)])
         shard.execute("DELETE FROM ns.move_markers WHERE ns_id = %s", [unit.key])
-
-
-def site_of(shard_map: ShardMap, name: str) -> Site:
-    """A shard of the map, as a move reaches it."""
-    info = shard_map.shards[name]
-    return Site(name, info.dsn, info.replication_dsn)

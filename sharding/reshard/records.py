@@ -9,8 +9,7 @@ from typing import LiteralString
 import msgspec
 from psycopg.rows import TupleRow
 
-from sharding.directory import Connection, list_pins, load_map_sync
-from sharding.locks import MAP_LOCK_CLASS
+from sharding.directory import Connection, list_pins, load_map_sync, lock_map
 from sharding.reshard.errors import MoveConflict, MoveNotFound
 from sharding.reshard.model import ENDED, Goal, Move, MoveOptions, MoveState, Side, Throttle, Unit
 from sharding.shardmap import Pin, Placement, ShardMap
@@ -69,11 +68,6 @@ def check_units(conn: Connection, source: str, target: str, units: Sequence[Unit
         if away != set(unit.excluded):
             raise MoveConflict(f"the namespaces of {unit.name} that are placed by themselves changed")
         _check_pins(conn, shard_map, unit, target)
-
-
-def lock_map(conn: Connection) -> None:
-    """Let nobody else record a move or a pin until the transaction ends."""
-    conn.execute("SELECT pg_advisory_xact_lock(%s, 0)", [MAP_LOCK_CLASS])
 
 
 def check_is_free(conn: Connection, key: NsId) -> None:

@@ -14,7 +14,7 @@ import psycopg
 
 from sharding.directory import Connection, load_map_sync
 from sharding.locks import MIGRATION_LOCK_CLASS, MOVE_LOCK_CLASS
-from sharding.reshard.catalog import TablesDiffer
+from sharding.reshard.catalog import TablesDiffer, check_tables
 from sharding.reshard.context import MoveContext
 from sharding.reshard.copy import CopyProgress
 from sharding.reshard.errors import (
@@ -37,14 +37,13 @@ from sharding.reshard.records import (
     set_error,
     set_progress,
 )
-from sharding.reshard.sites import CONNECT_TIMEOUT_S, Site
+from sharding.reshard.sites import APPLICATION, CONNECT_TIMEOUT_S, site_of
 from sharding.reshard.steps import STEPS, check_move
 from sharding.reshard.stream import StreamBroken
 from sharding.reshard.switch import check_streams, compare
 from sharding.reshard.verify import VerifyReport
 from wire import faults
 
-APPLICATION = "shardctl move"
 PATIENCE_S = 60.0
 """How long a run waits for a server that went away: PostgreSQL's crash recovery takes some seconds."""
 RETRY_S = 0.5
@@ -149,7 +148,8 @@ class MoveRunner:
                 raise MoveConflict(f"move {move_id} is {ctx.move.state}; there is nothing to compare")
             check_streams(ctx)
             owner = Side.SOURCE if ctx.move.state is MoveState.READY else Side.TARGET
-            return compare(ctx, ctx.move.units, owner, is_new=True)
+            tables = check_tables(ctx.conn(Side.SOURCE), ctx.conn(Side.TARGET))
+            return compare(ctx, tables, ctx.move.units, owner, is_new=True)
 
     def dry_run(self, move: Move, goal: Goal) -> list[str]:
         """What a run would do, step by step, after the checks that it would begin with."""
@@ -252,15 +252,11 @@ class MoveRunner:
         with ExitStack() as closing:
             directory = closing.enter_context(self._connect())
             move = move or get_move(directory, move_id)
-            shards = load_map_sync(directory).shards
+            shard_map = load_map_sync(directory)
             for name in (move.source, move.target):
-                if name not in shards:
+                if name not in shard_map.shards:
                     raise MoveConflict(f"{name}, which move {move_id} is about, is no shard any more")
-            sites = {
-                side: Site(name, shards[name].dsn, shards[name].replication_dsn)
-                for side in Side
-                for name in (move.shard(side),)
-            }
+            sites = {side: site_of(shard_map, move.shard(side)) for side in Side}
             ctx = MoveContext(directory, move, sites, closing)
             ctx.pacer = closing.enter_context(Pacer(lambda: self._control(ctx), *sites.values()))
             ctx.tell = self._teller(ctx)

@@ -6,6 +6,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sharding.directory import Connection
+from sharding.shardmap import ShardMap
 
 APPLICATION = "shardctl move"
 CONNECT_TIMEOUT_S = 5
@@ -89,6 +90,12 @@ class Site:
             # A slot waits for every transaction under way: one that never ends is to be heard of.
             options="-c lock_timeout=5s -c statement_timeout=0",
         )
+
+
+def site_of(shard_map: ShardMap, name: str) -> Site:
+    """A shard of the map, as a move reaches it."""
+    info = shard_map.shards[name]
+    return Site(name, info.dsn, info.replication_dsn)
 
 
 def _without_end(conn: Connection) -> Connection:

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import msgspec
 
-from sharding.reshard.catalog import check_tables
+from sharding.reshard.catalog import Table, check_tables
 from sharding.reshard.context import MoveContext
 from sharding.reshard.errors import FenceHeld, MoveConflict, VerifyFailed
 from sharding.reshard.fence import (
     OwnershipRow,
     abort,
     cut_over,
-    find_marker,
     find_ownership,
     finish_cut,
     rehearse,
 )
+from sharding.reshard.marker import read_marker
 from sharding.reshard.model import Side, Unit
 from sharding.reshard.records import begin_cut, find_verified, publish_unit, set_verified
 from sharding.reshard.stream import check_stream
@@ -41,9 +41,9 @@ def bring_to(ctx: MoveContext, side: Side) -> None:
     if not waiting:
         return
     check_streams(ctx)
-    check_tables(ctx.conn(Side.SOURCE), ctx.conn(Side.TARGET))
+    tables = check_tables(ctx.conn(Side.SOURCE), ctx.conn(Side.TARGET))
     if ctx.move.options.is_verified:
-        _raise_for_differences(compare(ctx, waiting, side.other, is_new=False))
+        _raise_for_differences(compare(ctx, tables, waiting, side.other, is_new=False))
     for unit in waiting:
         _replace(ctx, _cut(ctx, unit))
 
@@ -58,11 +58,14 @@ def check_streams(ctx: MoveContext) -> None:
         check_stream(ctx.conn(publisher), ctx.conn(publisher.other), ctx.stream(publisher))
 
 
-def compare(ctx: MoveContext, units: Sequence[Unit], owner: Side, *, is_new: bool) -> VerifyReport:
+def compare(
+    ctx: MoveContext, tables: Sequence[Table], units: Sequence[Unit], owner: Side, *, is_new: bool
+) -> VerifyReport:
     """Compare what both shards have of units that one of them owns.
 
     Args:
         ctx: the move.
+        tables: that both have.
         units: what is compared.
         owner: the side that owns them.
         is_new: from the beginning, rather than where the last run of this state stopped.
@@ -72,7 +75,7 @@ def compare(ctx: MoveContext, units: Sequence[Unit], owner: Side, *, is_new: boo
     return verify_units(
         ctx.sites[owner],
         ctx.sites[owner.other],
-        check_tables(ctx.conn(Side.SOURCE), ctx.conn(Side.TARGET)),
+        tables,
         units,
         move_id % (1 << 31),
         None if kept is None else msgspec.json.decode(kept, type=Verified),
@@ -108,7 +111,7 @@ def settle(ctx: MoveContext, unit: Unit, *, is_forwards: bool) -> Unit:
         raise MoveConflict(f"{unit.name} has no owner; run `shardctl doctor`")
     if mine.state is OwnershipState.FENCED and is_forwards and _can_take(theirs, mine.epoch):
         writer, successor = ctx.move.shard(unit.holder), ctx.move.shard(unit.holder.other)
-        seq = find_marker(owner, unit, writer)
+        seq = read_marker(owner, unit.key, writer)
         times = finish_cut(owner, heir, unit, mine.epoch - 1, seq, writer=writer, successor=successor)
         ctx.cutovers.append(times)
         return _publish(ctx, unit, unit.holder.other, mine.epoch)

@@ -24,7 +24,7 @@ from sharding.directory import Connection
 from sharding.locks import GATE_LOCK_CLASS, SLOT_LOCK_CLASS
 from sharding.reshard.errors import FenceHeld, MoveBusy, MoveError
 from sharding.reshard.fence import FENCE_TRIES, LOCK_TIMEOUT_MS, describe_holders
-from sharding.reshard.marker import POLL_S, MarkerLate, bump_marker, wait_for_marker
+from sharding.reshard.marker import POLL_S, MarkerLate, bump_marker, read_marker, wait_for_marker
 from sharding.reshard.model import Unit
 from sharding.reshard.sites import Site
 from wire import faults
@@ -118,12 +118,12 @@ def take_pair(owner: Site, follower: Site, units: Sequence[Unit], gate: int) -> 
             _catch_up(writer, keeper, mark)
             for reader in (ours, theirs):
                 # Once outside: what is asked under the locks then finds all caches warm.
-                _read_marker(reader, mark)
+                read_marker(reader, mark.key, mark.writer)
                 reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             with _closed_gate(keeper, follower.name, gate):
                 seq, pauses_ms = _write_marker(writer, ours, mark, sorted({slot_of(u.key) for u in units}))
                 _wait_until_stopped(keeper, mark)
-                reached = _read_marker(theirs, mark)
+                reached = read_marker(theirs, mark.key, mark.writer)
             if reached != seq:
                 raise GateOpened(f"{follower.name} stopped at marker {reached} of {owner.name}, not {seq}")
         yield SnapshotPair(ours, theirs, pauses_ms)
@@ -171,7 +171,7 @@ def _write_marker(
         began = time.monotonic()
         is_locked = _try_to_mark(writer, mark, slots)
         if is_locked:
-            seq = _read_marker(reader, mark)
+            seq = read_marker(reader, mark.key, mark.writer)
             faults.fault_point("reshard.verify.snapshot_taken")
             writer.execute("COMMIT")
             pauses_ms.append((time.monotonic() - began) * 1e3)
@@ -216,11 +216,6 @@ def _wait_until_stopped(keeper: Connection, mark: _Mark) -> None:
         poll_s = min(poll_s * 1.2, MAX_POLL_S)
 
 
-def _read_marker(conn: Connection, mark: _Mark) -> int:
-    row = conn.execute(_MARKER, [mark.key, mark.writer]).fetchone()
-    return 0 if row is None else int(row[0])
-
-
 _SET_LOCK_TIMEOUT = sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT_MS)
 # One lock's wait has its bound, and so have all of them together. The log need not reach the disk while
 # writers wait, as the stream carries nothing before it has.
@@ -231,7 +226,6 @@ _BEGIN = sql.SQL(
 _LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, s) FROM (SELECT unnest(%s::int[]) AS s) slots"
 _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
 _FLUSH: LiteralString = "SELECT pg_logical_emit_message(true, 'shardbox.verify', '')"
-_MARKER: LiteralString = "SELECT seq FROM ns.move_markers WHERE ns_id = %s AND writer = %s"
 _WAITING: LiteralString = (
     "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objsubid = 2"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
