@@ -11,7 +11,7 @@ Each function can be repeated, by whoever finds the unit; two runners at once do
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -20,7 +20,7 @@ import psycopg
 from sharding.directory import Connection
 from sharding.locks import SLOT_LOCK_CLASS
 from sharding.reshard.errors import FenceHeld, MoveConflict
-from sharding.reshard.marker import MarkerLate, bump_marker, wait_for_marker
+from sharding.reshard.marker import BUMP, MarkerLate, bump_marker, wait_for_marker
 from sharding.reshard.model import Unit
 from sharding.shardmap import OwnershipState, Placement
 from wire import faults
@@ -113,12 +113,19 @@ def lock_slot(conn: Connection, slot: Slot) -> None:
 
     Tx: the caller's; what is to see all that was committed before has to be a later statement.
     """
+
+    def lock() -> None:
+        with conn.transaction():
+            conn.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
+            conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
+
+    _retry_locking(lock, conn, slot)
+
+
+def _retry_locking(lock: Callable[[], object], conn: Connection, slot: Slot) -> None:
     for attempt in range(1, FENCE_TRIES + 1):
         try:
-            with conn.transaction():
-                conn.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
-                conn.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
-                return
+            lock()
         except psycopg.errors.LockNotAvailable:
             if attempt == FENCE_TRIES:
                 raise FenceHeld(
@@ -126,7 +133,10 @@ def lock_slot(conn: Connection, slot: Slot) -> None:
                     f" not let go within {LOCK_TIMEOUT_MS} ms, {FENCE_TRIES} times:"
                     f" {describe_holders(conn, slot)}"
                 ) from None
+            # Long enough for the queue that built up behind the lock to be worked off.
             time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
+        else:
+            return
 
 
 def fence(
@@ -146,29 +156,30 @@ def fence(
         FenceHeld: a writer did not end in time, several times over; it is named.
         MoveConflict: the shard does not hold it at this epoch; or it has other rows of single namespaces,
             which would keep what goes, or go with what stays.
+
+    Tx: one of its own, in one message: writers never wait for our next one, whatever becomes of us.
     """
-    slot = slot_of(unit.key)
-    for attempt in range(1, FENCE_TRIES + 1):
-        try:
-            with owner.transaction():
-                owner.execute(_SET_TIMEOUTS, [f"{LOCK_TIMEOUT_MS}ms", f"{DRAIN_TIMEOUT_S:g}s"])
-                owner.execute(_LOCK, [SLOT_LOCK_CLASS, slot])
-                # Later statements than the lock's, so that they see all that was committed before.
-                check_apart(owner, unit, apart, writer)
-                fenced = owner.execute(_FENCE, [epoch + 1, successor, epoch + 1, unit.key, epoch])
-                if fenced.rowcount != 1:
-                    raise MoveConflict(f"{writer} does not hold {unit.name} at epoch {epoch}")
-                return bump_marker(owner, unit.key, writer)
-        except psycopg.errors.LockNotAvailable:
-            if attempt == FENCE_TRIES:
-                holders = describe_holders(owner, slot)
-                raise FenceHeld(
-                    f"writers of {unit.name} on {writer} did not let go within {LOCK_TIMEOUT_MS} ms,"
-                    f" {FENCE_TRIES} times: {holders}"
-                ) from None
-            # Long enough for the queue that built up behind the lock to be worked off.
-            time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
-    raise AssertionError("the last try returns or raises")
+    order = {
+        "timeout": f"{LOCK_TIMEOUT_MS}ms",
+        "class": SLOT_LOCK_CLASS,
+        "slot": slot_of(unit.key),
+        "key": unit.key,
+        "first": unit.first,
+        "last": unit.last,
+        "apart": list(apart),
+        "epoch": epoch,
+        "writer": writer,
+        "successor": successor,
+    }
+    with psycopg.ClientCursor(owner) as cursor:
+        _retry_locking(lambda: cursor.execute(_FENCE, order), owner, slot_of(unit.key))
+        while cursor.nextset():
+            pass
+        row = cursor.fetchone()
+    if row is None:
+        check_apart(owner, unit, apart, writer)
+        raise MoveConflict(f"{writer} does not hold {unit.name} at epoch {epoch}")
+    return int(row[0])
 
 
 def check_apart(owner: Connection, unit: Unit, apart: Sequence[NsId], name: str) -> None:
@@ -304,10 +315,20 @@ _SET_TIMEOUTS: LiteralString = (
 )
 _LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, %s)"
 _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
+# Each statement sees all that was committed before the one ahead of it got the lock. Where the row, or what
+# is owned apart, is not as expected, nothing is written, and nothing returned.
 _FENCE: LiteralString = (
-    "UPDATE local.ownership SET state = 'f', epoch = %s, successor = %s, successor_epoch = %s"
-    " WHERE ns_id = %s AND state = 'a' AND epoch = %s"
-)
+    "SELECT set_config('lock_timeout', %(timeout)s, true);"
+    "SELECT pg_advisory_xact_lock(%(class)s, %(slot)s);"
+    "WITH fenced AS ("
+    " UPDATE local.ownership SET state = 'f', epoch = %(epoch)s + 1,"
+    " successor = %(successor)s, successor_epoch = %(epoch)s + 1"
+    " WHERE ns_id = %(key)s AND state = 'a' AND epoch = %(epoch)s"
+    " AND %(apart)s::bigint[] = ARRAY(SELECT ns_id FROM local.ownership"
+    "  WHERE ns_id > %(first)s AND ns_id <= %(last)s AND state IN ('a', 'f') ORDER BY ns_id)"
+    " RETURNING ns_id)"
+    " INSERT INTO ns.move_markers (ns_id, writer, seq) SELECT ns_id, %(writer)s, 1 FROM fenced"
+) + BUMP
 _APART: LiteralString = (
     "SELECT ns_id FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state IN ('a', 'f')"
 )

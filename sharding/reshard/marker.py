@@ -1,6 +1,7 @@
 """The row that tells how far a stream has got: bumped on its publisher, looked for on its subscriber."""
 
 import time
+from typing import LiteralString
 
 from sharding.directory import Connection
 from sharding.reshard.errors import MoveError
@@ -8,6 +9,12 @@ from wire.ids import NsId
 
 POLL_S = 0.0005
 """Measured in design: a marker arrives after 0.2 to 1.5 ms, while confirmed_flush_lsn tells after 300."""
+
+BUMP: LiteralString = (
+    " ON CONFLICT (ns_id, writer) DO UPDATE SET seq = move_markers.seq + 1, gate = excluded.gate"
+    " RETURNING seq"
+)
+"""What makes the insert of a first marker one of the next."""
 
 
 class MarkerLate(MoveError):
@@ -27,9 +34,7 @@ def bump_marker(conn: Connection, key: NsId, writer: str, gate: int | None = Non
         gate: the lock that the subscriber's worker is to wait for before it applies the marker.
     """
     row = conn.execute(
-        "INSERT INTO ns.move_markers (ns_id, writer, seq, gate) VALUES (%s, %s, 1, %s)"
-        " ON CONFLICT (ns_id, writer) DO UPDATE SET seq = move_markers.seq + 1, gate = excluded.gate"
-        " RETURNING seq",
+        "INSERT INTO ns.move_markers (ns_id, writer, seq, gate) VALUES (%s, %s, 1, %s)" + BUMP,
         [key, writer, gate],
     ).fetchone()
     assert row is not None

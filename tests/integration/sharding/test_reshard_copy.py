@@ -76,6 +76,16 @@ def test_exactly_the_rows_of_the_units_are_copied(two_shards: TwoShards):
     assert copied.bytes == sum(table.bytes for table in copied.tables.values()) > 0
 
 
+def test_the_target_plans_for_the_rows_that_were_copied(two_shards: TwoShards):
+    put_namespaces(two_shards.source_conn, INSIDE[:1])
+    put_journal(two_shards.source_conn, INSIDE[0], range(1, 3001))
+    copy(two_shards)
+    known = two_shards.target_conn.execute(
+        "SELECT reltuples FROM pg_class WHERE oid = 'ns.server_file_journal'::regclass"
+    ).fetchone()
+    assert known == (3000,)
+
+
 def test_a_copy_is_as_of_its_snapshot(two_shards: TwoShards):
     fill(two_shards.source_conn, INSIDE)
     wanted = all_rows(two_shards.source_conn, two_shards.tables, UNITS)
