@@ -3,7 +3,7 @@
 Writes build/bench/move.json. Exits with 1 if a client saw an error, read something stale or lost a poll, or
 if an acknowledged commit is lost or there twice, however fast it was.
 
-python -m loadtest.bench_move [--rows N] [--copies N] [--cutovers N] [--rate N] [--batch N] [--no-verify]
+python -m loadtest.bench_move [--rows N] [--copies N] [--switches N] [--rate N] [--batch N] [--no-verify]
     [--data-dir DIR]
 
 Commits fall due at a fixed rate, in batches, and half of them in the slots that move. No client tries
@@ -40,10 +40,11 @@ QUIET = 3
 """Slots that move, too, in which only polls are held."""
 ROWS = 1_000_000
 COPIES = 10
-CUTOVERS = 100
-RATE = 320.0
+SWITCHES = 30
+"""Of all units: with eight or more of them that makes more than 240 cutovers."""
+RATE = 312.0
 """Commits a second."""
-BATCH = 5
+BATCH = 8
 """Commits of a request: one by one, two cores have no time left for anything else at that rate."""
 QUIET_S = 10.0
 """Of load alone, to know its gaps when nothing moves."""
@@ -56,7 +57,7 @@ class Options:
 
     rows: int = ROWS
     copies: int = COPIES
-    cutovers: int = CUTOVERS
+    switches: int = SWITCHES
     rate: float = RATE
     batch: int = BATCH
     quiet_s: float = QUIET_S
@@ -70,7 +71,7 @@ def main() -> None:
         "--rows", type=int, default=ROWS, help="of journal in the moving slots, to begin with"
     )
     parser.add_argument("--copies", type=int, default=COPIES, help="full moves, there and back in turn")
-    parser.add_argument("--cutovers", type=int, default=CUTOVERS, help="switches and rollbacks, in all")
+    parser.add_argument("--switches", type=int, default=SWITCHES, help="and rollbacks, in all")
     parser.add_argument("--rate", type=float, default=RATE, help="commits a second")
     parser.add_argument("--batch", type=int, default=BATCH, help="commits in a request")
     parser.add_argument("--no-verify", action="store_true", help="compare nothing before a switch")
@@ -79,7 +80,7 @@ def main() -> None:
     options = Options(
         given.rows,
         given.copies,
-        given.cutovers,
+        given.switches,
         given.rate,
         given.batch,
         is_verified=not given.no_verify,
@@ -142,7 +143,7 @@ async def run_under_load(course: Course, writer: Writer, options: Options) -> Ti
             group.create_task(writer.run(options.rate, stop))
             await asyncio.sleep(options.quiet_s)
             moved = time.monotonic()
-            await course.run(options.copies, options.cutovers)
+            await course.run(options.copies, options.switches)
             ended = time.monotonic()
             stop.set()
     finally:

@@ -5,6 +5,7 @@ Each pair of snapshots is of one moment of the stream (`verify_snapshots`), and 
 chunk. It may do so in another process as well: how far it is, is handed out after each chunk.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,6 +35,9 @@ __all__ = [
 
 MAX_DIFFERENCES = 1000
 """That are named; whoever has more wants to know of what kind, and the rest are counted."""
+REST = 1.0
+"""How long the shards are left alone after a chunk, by the time that it took: the hashes take a processor of
+each, which no small commit's latency tells, and nobody waits for them."""
 
 faults.declare("reshard.verify.chunk_done")
 
@@ -109,10 +113,13 @@ def verify_units(
                     done = _add_pauses(done, pair)
                     reader = ChunkReader(pair, follower.name, pool)
                     while done.table is not None:
+                        began_s = time.monotonic()
                         done, rows = _compare_next(reader, parts, done)
+                        worked_s = time.monotonic() - began_s
                         save(done)
                         faults.fault_point("reshard.verify.chunk_done")
                         pacer.wait(rows)
+                        time.sleep(worked_s * REST)
                         if pair.is_old:
                             break
     except psycopg.Error as error:

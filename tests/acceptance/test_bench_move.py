@@ -13,7 +13,7 @@ from tests.support.dev import DevCluster
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 ACCOUNTS = 16
-OPTIONS = Options(rows=1_500, copies=1, cutovers=3, rate=30, batch=3, quiet_s=0.5)
+OPTIONS = Options(rows=1_500, copies=1, switches=3, rate=30, batch=3, quiet_s=0.5)
 """A rate that a machine with a test on each core keeps up with: a client that is put off sees an error."""
 
 
