@@ -53,6 +53,10 @@ SESSION_OPTIONS = {
     # Our queries are look-ups by key; a recursive one looks dear to the planner, and compiling it would take
     # longer than running it.
     "jit": "off",
+    # Plans for any namespace. Of one that is missing in a table's statistics, as each is that has just grown,
+    # the planner believes that it has one row, which any index will do for: a batch of 500 names then looked
+    # at all of the namespace 500 times.
+    "plan_cache_mode": "force_generic_plan",
 }
 
 

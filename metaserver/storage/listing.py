@@ -64,17 +64,21 @@ SELECT st.head, st.level, st.lost_ranges, d.* FROM (
       LEFT JOIN ns.members m ON m.ns_id = n.ns_id AND m.account_id = %s WHERE n.ns_id = %s) st
   LEFT JOIN ({}) d ON true
 """
+# Every row is looked up by its key, as in WALK_DOWN and for its reason.
 UP: LiteralString = f"""
   up AS (
-    SELECT {ENTRY_COLUMNS} FROM ns.entries e
-     WHERE e.ns_id = %s
-       AND e.entry_id IN (SELECT parent_id FROM page WHERE parent_id <> 0 UNION SELECT %s::bigint)
+    SELECT {ENTRY_COLUMNS}
+      FROM (SELECT parent_id FROM page WHERE parent_id <> 0 UNION SELECT %s::bigint) asked
+     CROSS JOIN LATERAL (
+        SELECT * FROM ns.entries p WHERE p.ns_id = %s AND p.entry_id = asked.parent_id LIMIT 1) e
     UNION
     {STEP_UP}
   )
 SELECT true AS is_page, e.*, r.client_modified_us, r.at_us,
        CASE WHEN length(r.blocklist) <= %s THEN r.blocklist END
-  FROM page e LEFT JOIN ns.server_file_journal r ON r.ns_id = %s AND r.jid = e.rev_jid
+  FROM page e
+  LEFT JOIN LATERAL (
+    SELECT * FROM ns.server_file_journal j WHERE j.ns_id = %s AND j.jid = e.rev_jid LIMIT 1) r ON true
 UNION ALL
 SELECT false, NULL, NULL, {ENTRY_COLUMNS}, NULL, NULL, NULL FROM up e
 """
@@ -94,7 +98,9 @@ WITH RECURSIVE page AS MATERIALIZED (
 _FOLLOW: LiteralString = f"""
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT j.jid AS row_jid, j.entry_id AS row_entry_id, {ENTRY_COLUMNS}
-      FROM ns.server_file_journal j LEFT JOIN ns.entries e ON e.ns_id = j.ns_id AND e.entry_id = j.entry_id
+      FROM ns.server_file_journal j
+      LEFT JOIN LATERAL (
+        SELECT * FROM ns.entries c WHERE c.ns_id = j.ns_id AND c.entry_id = j.entry_id LIMIT 1) e ON true
      WHERE j.ns_id = %s AND j.jid > %s ORDER BY j.jid LIMIT %s
   ), {UP}
 """
@@ -188,7 +194,7 @@ class NamespaceReader:
         A listed folder and its ancestors come with it, so that its liveness can be told.
         """
         inline = _INLINE_BYTES if include_blocks else -1
-        params = [*params, self.ns_id, folder, self.ns_id, inline, self.ns_id]
+        params = [*params, folder, self.ns_id, self.ns_id, inline, self.ns_id]
         state, rows = await self.read_rows(name, query, params)
         page = sorted((_to_page_row(row[1:]) for row in rows if row[0]), key=order)
         return Page(state, page, [to_entry(row[3:]) for row in rows if not row[0]])

@@ -48,8 +48,9 @@ SELECT {ENTRY_COLUMNS} FROM up e
 # The cost is that of what has changed since, not of the tree: a range of the journal by its primary key.
 _CHANGED: LiteralString = f"""
 WITH RECURSIVE up AS (
-    SELECT {ENTRY_COLUMNS} FROM ns.server_file_journal j JOIN ns.entries e
-        ON e.ns_id = j.ns_id AND e.entry_id = j.entry_id AND e.last_jid = j.jid
+    SELECT {ENTRY_COLUMNS} FROM ns.server_file_journal j CROSS JOIN LATERAL (
+        SELECT * FROM ns.entries c
+         WHERE c.ns_id = j.ns_id AND c.entry_id = j.entry_id AND c.last_jid = j.jid LIMIT 1) e
      WHERE j.ns_id = %s AND j.jid > %s
     UNION
     {STEP_UP}
