@@ -10,7 +10,7 @@ from tests.journal.truth import Difference
 from tests.journal.world import open_world
 from tests.support.databases import FreshCluster
 
-SHORT_HISTORIES = 150
+SHORT_HISTORIES = 100
 HISTORIES_PER_CHUNK = 150
 HISTORIES = int(os.environ.get("SHARDBOX_JOURNAL_HISTORIES", SHORT_HISTORIES))
 FIRST_SEED = int(os.environ.get("SHARDBOX_JOURNAL_SEED", "0"))

@@ -9,9 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.02
+PATIENCE_S = 90.0
+"""Far beyond what anything takes here: a test that waits for so long has failed, and no other does."""
 
 
-def wait_for(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, *, timeout_s: float = PATIENCE_S) -> T:
     """The first true value of the condition.
 
     Raises:
@@ -25,7 +27,7 @@ def wait_for(condition: Callable[[], T | None], what: str, *, timeout_s: float =
 
 
 async def wait_until(
-    condition: Callable[[], T | Awaitable[T | None] | None], what: str, *, timeout_s: float = 30.0
+    condition: Callable[[], T | Awaitable[T | None] | None], what: str, *, timeout_s: float = PATIENCE_S
 ) -> T:
     """The same in an event loop; the condition may be a coroutine function.
 

@@ -20,7 +20,7 @@ from tests.support.commands import OPERATOR, Program, run_command
 from tests.support.databases import FreshCluster
 from tests.support.moving import publish_override
 from tests.support.services import Services, User
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 from wire.api import CreateFolder
 from wire.ids import slot_of, system_ns
 
@@ -170,7 +170,7 @@ async def test_watching_a_pipe_gives_lines_until_interrupted(busy: Busy, tmp_pat
         often = str(busy.often.root_ns)
         wait_for(lambda: out.read_text().count(often) >= 2, "two reports")
         program.send(signal.SIGINT)
-        assert program.wait(30) == EXIT_OK
+        assert program.wait(PATIENCE_S) == EXIT_OK
     text = out.read_text()
     assert "\x1b" not in text
     if output == "json":
@@ -194,7 +194,7 @@ async def test_watching_a_terminal_shows_it_in_place(busy: Busy, tmp_path: Path)
         while shown.count(b"content/s") < 4:  # two tables, twice
             shown += os.read(ours, 65_536)
         program.send(signal.SIGINT)
-        assert program.wait(30) == EXIT_OK
+        assert program.wait(PATIENCE_S) == EXIT_OK
     os.close(theirs)
     os.close(ours)
     assert b"\x1b[" in shown

@@ -286,7 +286,7 @@ async def test_many_requests_at_a_hanging_shard_do_not_hold_the_others_up(outage
         for _ in range(5):
             took_s, result = await timed(outage.read("shard-1"))
             assert isinstance(result, int)
-            assert took_s < 1
+            assert took_s < ANSWER_S
         for took_s, result in await asyncio.gather(*crowd):
             assert isinstance(result, ShardboxError)
             assert (result.status, result.retryable) == (503, True)
