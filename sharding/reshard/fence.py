@@ -11,9 +11,9 @@ Each function can be repeated, by whoever finds the unit; two runners at once do
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import LiteralString, TypeVar
 
 import psycopg
 
@@ -26,9 +26,14 @@ from sharding.shardmap import OwnershipState, Placement
 from wire import faults
 from wire.ids import NsId, Slot, slot_of
 
+T = TypeVar("T")
+
 LOCK_TIMEOUT_MS = 200
 """How long writers may queue behind a fence that waits for a slower one; a commit takes some 5 ms."""
 FENCE_TRIES = 5
+GAP_WAIT_S = 1.0
+"""How long a fence waits for a moment in which nobody writes, before it makes writers wait for it."""
+GAP_POLL_S = 0.002
 DRAIN_TIMEOUT_S = 1.0
 """Writers retry for 1.8 s (`sharding.tx.DEADLINE_S`): a drain that takes longer is called off before."""
 REHEARSAL_GOOD_S = 0.05
@@ -57,7 +62,8 @@ class OwnershipRow:
 
 @dataclass(frozen=True, slots=True)
 class CutoverTimes:
-    """How long a unit's writers were held off; all in ms. `fence_ms` begins with the wait for the lock."""
+    """How long a unit's writers were held off; all in ms. `fence_ms` begins when they may first have had to
+    wait: with the message that got the lock, or that queued for it."""
 
     key: NsId
     fence_ms: float
@@ -122,10 +128,10 @@ def lock_slot(conn: Connection, slot: Slot) -> None:
     _retry_locking(lock, conn, slot)
 
 
-def _retry_locking(lock: Callable[[], object], conn: Connection, slot: Slot) -> None:
+def _retry_locking(lock: Callable[[], T], conn: Connection, slot: Slot) -> T:
     for attempt in range(1, FENCE_TRIES + 1):
         try:
-            lock()
+            return lock()
         except psycopg.errors.LockNotAvailable:
             if attempt == FENCE_TRIES:
                 raise FenceHeld(
@@ -135,14 +141,23 @@ def _retry_locking(lock: Callable[[], object], conn: Connection, slot: Slot) -> 
                 ) from None
             # Long enough for the queue that built up behind the lock to be worked off.
             time.sleep(random.uniform(0.05, 0.2))  # noqa: S311
-        else:
-            return
+    raise AssertionError("the last try returns or raises")
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A unit was taken from its owner."""
+
+    seq: int
+    """Of the marker behind its last write."""
+    began_s: float
+    """Since when writers may have had to wait, on the monotonic clock."""
 
 
 def fence(
     owner: Connection, unit: Unit, epoch: int, writer: str, successor: str, apart: Sequence[NsId] = ()
-) -> int:
-    """Take a unit from its owner; the number of the marker behind its last write.
+) -> Fenced:
+    """Take a unit from its owner, in a moment without writers if there is one soon.
 
     Args:
         owner: connection to the shard that holds it at `epoch`.
@@ -171,15 +186,33 @@ def fence(
         "writer": writer,
         "successor": successor,
     }
-    with psycopg.ClientCursor(owner) as cursor:
-        _retry_locking(lambda: cursor.execute(_FENCE, order), owner, slot_of(unit.key))
-        while cursor.nextset():
-            pass
-        row = cursor.fetchone()
-    if row is None:
+    began_s = time.monotonic()
+    deadline_s = began_s + GAP_WAIT_S
+    has_lock, seq = _send_fence(owner, _TRY_FENCE, order)
+    while not has_lock and time.monotonic() < deadline_s:
+        time.sleep(GAP_POLL_S)
+        began_s = time.monotonic()
+        has_lock, seq = _send_fence(owner, _TRY_FENCE, order)
+    if not has_lock:
+        began_s = time.monotonic()
+        _, seq = _retry_locking(lambda: _send_fence(owner, _FENCE, order), owner, slot_of(unit.key))
+    if seq is None:
         check_apart(owner, unit, apart, writer)
         raise MoveConflict(f"{writer} does not hold {unit.name} at epoch {epoch}")
-    return int(row[0])
+    return Fenced(seq, began_s)
+
+
+def _send_fence(
+    owner: Connection, query: LiteralString, order: Mapping[str, object]
+) -> tuple[bool, int | None]:
+    """Whether the lock was had, and the marker's number; None: nothing was as expected, or written."""
+    with psycopg.ClientCursor(owner) as cursor:
+        cursor.execute(query, order)
+        cursor.nextset()
+        locked = cursor.fetchone()
+        cursor.nextset()
+        marked = cursor.fetchone()
+    return locked is not None and locked[0] == "true", None if marked is None else int(marked[0])
 
 
 def check_apart(owner: Connection, unit: Unit, apart: Sequence[NsId], name: str) -> None:
@@ -263,12 +296,11 @@ def cut_over(
         FenceHeld: writers, or the stream, were too slow: the unit is where it was, at epoch e+2 if it had
             been fenced.
     """
-    began = time.monotonic()
-    seq = fence(owner, unit, epoch, writer, successor, apart)
-    fenced = time.monotonic()
+    fenced = fence(owner, unit, epoch, writer, successor, apart)
+    fence_ms = (time.monotonic() - fenced.began_s) * 1e3
     faults.fault_point("reshard.cutover.fenced")
     return finish_cut(
-        owner, heir, unit, epoch, seq, writer=writer, successor=successor, fence_ms=(fenced - began) * 1e3
+        owner, heir, unit, epoch, fenced.seq, writer=writer, successor=successor, fence_ms=fence_ms
     )
 
 
@@ -315,20 +347,31 @@ _SET_TIMEOUTS: LiteralString = (
 )
 _LOCK: LiteralString = "SELECT pg_advisory_xact_lock(%s, %s)"
 _LOCK_SHARED: LiteralString = "SELECT pg_advisory_xact_lock_shared(%s, %s)"
-# Each statement sees all that was committed before the one ahead of it got the lock. Where the row, or what
-# is owned apart, is not as expected, nothing is written, and nothing returned.
-_FENCE: LiteralString = (
-    "SELECT set_config('lock_timeout', %(timeout)s, true);"
-    "SELECT pg_advisory_xact_lock(%(class)s, %(slot)s);"
+# Each statement sees all that was committed before the one ahead of it got the lock. Without the lock, or
+# where the row or what is owned apart is not as expected, nothing is written, and nothing returned.
+_WRITE_FENCE: LiteralString = (
     "WITH fenced AS ("
     " UPDATE local.ownership SET state = 'f', epoch = %(epoch)s + 1,"
     " successor = %(successor)s, successor_epoch = %(epoch)s + 1"
     " WHERE ns_id = %(key)s AND state = 'a' AND epoch = %(epoch)s"
+    " AND current_setting('shardbox.has_lock') = 'true'"
     " AND %(apart)s::bigint[] = ARRAY(SELECT ns_id FROM local.ownership"
     "  WHERE ns_id > %(first)s AND ns_id <= %(last)s AND state IN ('a', 'f') ORDER BY ns_id)"
     " RETURNING ns_id)"
     " INSERT INTO ns.move_markers (ns_id, writer, seq) SELECT ns_id, %(writer)s, 1 FROM fenced"
 ) + BUMP
+_BOUND: LiteralString = "SELECT set_config('lock_timeout', %(timeout)s, true);"
+# What is sent in one message is one transaction.
+_TRY_FENCE: LiteralString = (
+    _BOUND
+    + "SELECT set_config('shardbox.has_lock', pg_try_advisory_xact_lock(%(class)s, %(slot)s)::text, true);"
+    + _WRITE_FENCE
+)
+# A void is an empty word.
+_FENCE: LiteralString = (
+    _BOUND + "SELECT set_config('shardbox.has_lock',"
+    " (pg_advisory_xact_lock(%(class)s, %(slot)s)::text = '')::text, true);" + _WRITE_FENCE
+)
 _APART: LiteralString = (
     "SELECT ns_id FROM local.ownership WHERE ns_id > %s AND ns_id <= %s AND state IN ('a', 'f')"
 )

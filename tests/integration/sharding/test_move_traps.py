@@ -3,7 +3,9 @@
 import os
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +22,12 @@ from sharding.reshard.alone import come_home, keep_here
 from sharding.reshard.catalog import NoPrimaryKey, TablesDiffer, read_tables
 from sharding.reshard.copy import NoRoom
 from sharding.reshard.errors import FenceHeld, MoveRefused, VerifyFailed
+from sharding.reshard.fence import find_ownership
 from sharding.reshard.model import Goal, Move, MoveOptions, MoveState, Side, Throttle, namespace_unit
 from sharding.reshard.records import delete_pin, insert_move, insert_pin
 from sharding.reshard.servers import TransactionsOpen
 from sharding.reshard.stream import StreamBroken, stream_name
-from sharding.shardmap import Pin, Placement
+from sharding.shardmap import OwnershipState, Pin, Placement
 from tests.reshard.leftovers import find_leftovers
 from tests.support.databases import (
     DIRECTORY_TEMPLATE,
@@ -137,6 +140,34 @@ def test_a_transaction_that_nobody_ends_holds_off_the_switch(
     complete(world, move)
     assert list_namespaces(world.away_conn)[world.ns_ids[1]] == 2
     assert list_namespaces(world.away_conn)[world.ns_ids[0]] == 1
+
+
+def test_a_fence_waits_for_a_moment_without_writers_before_it_makes_them_wait(
+    world: SlotWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fence, "GAP_WAIT_S", 60.0)
+    slot = slot_of(world.unit.key)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        world.home.connect() as fencing,
+        world.home.connect() as slow,
+        world.home.connect() as other,
+    ):
+        with slow.transaction():
+            slow.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", [SLOT_LOCK_CLASS, slot])
+            fenced = pool.submit(fence.fence, fencing, world.unit, 1, world.home.name, world.away.name)
+            for _ in range(100):
+                # It would have to queue behind whoever waits for the lock.
+                got = other.execute(
+                    "SELECT pg_try_advisory_xact_lock_shared(%s, %s)", [SLOT_LOCK_CLASS, slot]
+                ).fetchone()
+                assert got == (True,)
+                time.sleep(fence.GAP_POLL_S)
+            assert not fenced.done()
+        assert fenced.result(60).seq == 1
+    found = find_ownership(world.home_conn, world.unit.key)
+    assert found is not None
+    assert found.state is OwnershipState.FENCED
 
 
 @pytest.mark.long
