@@ -133,9 +133,8 @@ async def test_many_namespaces_at_once_do_not_deadlock(services: Services, fresh
     rng = random.Random(7)
     counts = dict.fromkeys(ns_ids, 0)
 
-    turns = asyncio.Semaphore(
-        40
-    )  # who waits for longer than he may is refused, which is not what this is about
+    # Whoever waits for longer than he may is refused, which is not what this is about.
+    turns = asyncio.Semaphore(12)
 
     async def add(chosen: list[NsId]) -> None:
         async def bump(tx: Tx) -> None:
